@@ -1,0 +1,327 @@
+"""The command line: `python -m studio generate|replay|models|schedulers|families|reindex|doctor`."""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from studio.errors import InvalidRequest, StudioError
+from studio.events import Event, ImageReady
+from studio.families import FAMILIES
+from studio.lease import DeviceLease, FolderLock
+from studio.records import ImageRecord, Job, ModelRef
+from studio.schedulers import SCHEDULERS
+from studio.settings import Settings, read_settings
+from studio.spec import IMAGE_FIELDS, SEED_MAX, GenerationRequest, parse_request
+from studio.store.blobs import BlobStore
+from studio.store.library import Library
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DONE, FAILED, INVALID, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
+REQUEST_MAX = 4_000_000
+
+
+def parse_flags(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m studio", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, help="data root (default ./data)")
+    parser.add_argument("--extra-models", type=Path, action="append", metavar="DIR")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps or auto (default)")
+    parser.add_argument("--cpu-threads", type=int)
+    commands = parser.add_subparsers(dest="command", required=True)
+    fields = "\n".join(f"  {name}: {field.description}" for name, field in GenerationRequest.model_fields.items())
+    generate = commands.add_parser(
+        "generate",
+        help="make pictures from a request file",
+        epilog=f"fields of a request:\n{fields}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generate.add_argument(
+        "--request", type=Path, required=True, help="JSON file: a GenerationRequest, or a list of them"
+    )
+    generate.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    generate.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a field in every request"
+    )
+    replay = commands.add_parser("replay", help="make a picture again and compare its pixels")
+    replay.add_argument("image", type=Path)
+    replay.add_argument("--out", type=Path, required=True)
+    for name, text in (
+        ("models", "list the models"),
+        ("schedulers", "list the sampling methods"),
+        ("families", "list the model families"),
+        ("reindex", "rebuild the index from the picture files"),
+    ):
+        commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    doctor = commands.add_parser("doctor", help="say what is wrong with this machine and how to mend it")
+    doctor.add_argument("--json", action="store_true")
+    doctor.add_argument(
+        "--bundle", type=Path, metavar="FILE.zip", help="write a report without secrets for a bug report"
+    )
+    return parser.parse_args(arguments)
+
+
+def read_requests(path: Path, overrides: list[str]) -> list[GenerationRequest]:
+    """Read one request or a list, with `FIELD=VALUE` overrides.
+
+    Raises:
+        InvalidRequest: naming the field, or the file.
+    """
+    try:
+        if path.stat().st_size > REQUEST_MAX:
+            raise InvalidRequest(
+                "request", f"{path} has {path.stat().st_size:,} bytes; at most {REQUEST_MAX:,} are read"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidRequest("request", f"{path} cannot be read as JSON: {error}") from None
+    requests = content if isinstance(content, list) else [content]
+    changes = {}
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
+        try:
+            changes[name] = (
+                value if name in ("prompt", "negative_prompt", "model", *IMAGE_FIELDS) else yaml.safe_load(value)
+            )
+        except yaml.YAMLError:
+            raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None
+    for request in requests:
+        if not isinstance(request, dict):
+            raise InvalidRequest("request", f"{path} must hold a JSON object or a list of them")
+    return [parse_request(request | changes) for request in requests]
+
+
+def open_engine(settings: Settings) -> Any:
+    """Load torch and open the device."""
+    from studio.engine.devices import open_device
+    from studio.engine.engine import Engine
+    from studio.store.gallery import new_image_id, utc_now
+
+    return Engine(open_device(settings.device, settings.cpu_threads), utc_now, new_image_id)
+
+
+def generate(settings: Settings, flags: argparse.Namespace) -> int:
+    """`generate`: one JSON line a picture on stdout."""
+    from studio.engine.engine import Watch
+    from studio.store.gallery import save_picture
+    from studio.store.inputs import canvas_size, take_inputs
+    from studio.store.jobs import new_job_id
+
+    library, blobs = Library(settings.model_folders), BlobStore(flags.out / "blobs")
+    requests = [
+        take_inputs(request, blobs, flags.request.parent) for request in read_requests(flags.request, flags.set)
+    ]
+    resolved = [
+        library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests
+    ]
+    engine, stopped = open_engine(settings), []
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+    for number, (request, model) in enumerate(resolved):
+
+        def commit(png: bytes, record: ImageRecord) -> str:
+            return str(save_picture(flags.out, record.id, png, record))
+
+        def tell(event: Event, number: int = number) -> None:
+            if isinstance(event, ImageReady):
+                print(json.dumps({"path": event.path, "seed": event.record.seed, "request": number}), flush=True)
+
+        watch = Watch(tell, lambda: "interrupt" if stopped else "")
+        with DeviceLease(engine.device.key).held(lambda: bool(stopped)) as mine:
+            if mine:
+                engine.generate(Job(id=new_job_id(), request=request, model=model), blobs.open, commit, watch)
+        if stopped:
+            return INTERRUPTED
+    return DONE
+
+
+def replay(settings: Settings, flags: argparse.Namespace) -> int:
+    """`replay`: make the same picture again; `identical`, or one line a difference."""
+    from studio.store.metadata import read_picture
+
+    record = read_picture(flags.image).record
+    if record is None:
+        raise InvalidRequest(
+            "image",
+            f"{flags.image} was not made by Studio, or its `studio` chunk was removed; there is nothing to replay",
+        )
+    library = Library(settings.model_folders)
+    model = library.reference(library.get(record.model.id))
+    engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
+    with DeviceLease(engine.device.key).held():
+        made = remake(engine, record, model, blob_finder(flags.image, settings, flags.out), flags.out)
+    lines = (
+        [f"model: {record.model.sha256[:12]} then, {model.sha256[:12]} now"]
+        if model.sha256 != record.model.sha256
+        else []
+    )
+    then, now = record.machine.model_dump(), engine.device.machine.model_dump()
+    lines += [f"{name}: {then[name]} then, {now[name]} now" for name in then if then[name] != now[name]]
+    pixels = pixel_difference(flags.image, made)
+    print("\n".join([pixels, *lines] if pixels else ["identical"]))
+    return DIFFERENT if pixels else DONE
+
+
+def blob_finder(image: Path, settings: Settings, out: Path) -> Callable[[str, str], "Image.Image"]:
+    """Return what opens the pictures that a PNG was made from, and keeps them beside its replay.
+
+    They are looked for in `blobs` beside the file and up to three folders above it, then in the data root.
+    """
+    folders = [*(folder / "blobs" for folder in image.resolve().parents[:4]), settings.data_dir / "blobs"]
+    stores, kept = [BlobStore(folder) for folder in folders if folder.is_dir()], BlobStore(out / "blobs")
+
+    def load(reference: str, field: str) -> "Image.Image":
+        for store in stores:
+            if store.has(reference):
+                kept.add(store.path(reference, field), field)
+                return store.open(reference, field)
+        raise InvalidRequest(field, f"{field}={reference[:17]}… is in none of: {', '.join(map(str, folders))}")
+
+    return load
+
+
+def remake(
+    engine: Any, record: ImageRecord, model: ModelRef, load_image: Callable[[str, str], "Image.Image"], out: Path
+) -> Path:
+    """Make a record's picture again, in the group that it was made in; return its path."""
+    from studio.engine.engine import Watch
+    from studio.store.gallery import save_picture
+    from studio.store.jobs import new_job_id
+
+    request, made = record.request, []
+    first = record.index // request.batch_size * request.batch_size
+    number = min(request.batch_size, request.num_images_per_prompt - first)
+    seed = "variation_seed" if request.variation_strength else "seed"  # what tells a job's pictures apart
+    group = request.model_copy(update={seed: getattr(request, seed) + first, "num_images_per_prompt": number})
+
+    def commit(png: bytes, new: ImageRecord) -> str:
+        if new.index == record.index - first:
+            new = new.model_copy(update={"request": request, "index": record.index})
+            made.append(save_picture(out, new.id, png, new))
+        return ""
+
+    job = Job(id=new_job_id(), request=group, model=model)
+    engine.generate(job, load_image, commit, Watch(lambda event: None, lambda: ""))
+    return made[0]
+
+
+def pixel_difference(first: Path, second: Path) -> str:
+    """Compare two pictures; return "" if every pixel is the same, else one line."""
+    from PIL import Image, ImageChops
+
+    with Image.open(first) as one, Image.open(second) as other:
+        if one.size != other.size:
+            return f"pixels: {one.size} then, {other.size} now"
+        difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+        if difference.getbbox() is None:
+            return ""
+        worst = max(difference.tobytes())
+        return f"pixels: differ by at most {worst} of 255 levels"
+
+
+def show(rows: list[dict[str, Any]], as_json: bool) -> int:
+    """Print a table, or JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=1, default=str))
+        return DONE
+    for row in rows:
+        print(
+            "  ".join(
+                f"{', '.join(value) if isinstance(value, (list, tuple)) else value}"
+                for value in row.values()
+                if value not in ("", None)
+            )
+        )
+    return DONE
+
+
+def models(settings: Settings, flags: argparse.Namespace) -> int:
+    """`models`: every model of the library, usable or not."""
+    found = Library(settings.model_folders).models()
+    return show(
+        [{"id": m.id, "title": m.title, "family": m.family, "path": str(m.path), "problem": m.problem} for m in found],
+        flags.json,
+    )
+
+
+def schedulers(settings: Settings, flags: argparse.Namespace) -> int:
+    """`schedulers`: names and the schedule types that each can follow."""
+    return show(
+        [{"name": name, "class": s.class_name, "sigmas": s.sigmas} for name, s in SCHEDULERS.items()], flags.json
+    )
+
+
+def families(settings: Settings, flags: argparse.Namespace) -> int:
+    """`families`: supported model families and their tasks."""
+    return show(
+        [{"name": name, "title": f.title, "tasks": tuple(f.pipelines)} for name, f in FAMILIES.items()], flags.json
+    )
+
+
+def reindex(settings: Settings, flags: argparse.Namespace) -> int:
+    """`reindex`: forget the index and read every picture file again."""
+    from studio.store.gallery import Gallery
+    from studio.store.index import Database, ImageIndex
+
+    lock = FolderLock(settings.data_dir)  # a running app writes pictures and rows between our reading and our writing
+    gallery = Gallery(settings.data_dir / "images", ImageIndex(Database(settings.data_dir / "studio.db")))
+    number = gallery.reconcile(rebuild=True)
+    lock.release()
+    print(json.dumps({"images": number}) if flags.json else f"{number} pictures in the index")
+    return DONE
+
+
+def doctor(settings: Settings, flags: argparse.Namespace) -> int:
+    """`doctor`: findings about this machine, and a bundle for bug reports."""
+    from studio.doctor import examine, write_bundle
+
+    findings = examine(settings)
+    if flags.bundle:
+        write_bundle(flags.bundle, findings, settings)
+    if flags.json:
+        print(json.dumps([finding.model_dump() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(
+                f"{'ok ' if finding.ok else 'BAD'}  {finding.name}: {finding.text}"
+                + (f" -> {finding.cure}" if finding.cure else "")
+            )
+    return DONE if all(finding.ok for finding in findings) else FAILED
+
+
+COMMANDS = {c.__name__: c for c in (generate, replay, models, schedulers, families, reindex, doctor)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 1 failed, 2 invalid, 3 not identical, 130 interrupted."""
+    flags = parse_flags(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    given = {"data_dir": flags.data_dir, "device": flags.device, "cpu_threads": flags.cpu_threads}
+    given["extra_models"] = tuple(flags.extra_models) if flags.extra_models else None
+    try:
+        return COMMANDS[flags.command](read_settings(given, dict(os.environ)), flags)
+    except InvalidRequest as error:
+        print(error, file=sys.stderr)
+        return INVALID
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Engine.generate: the one place where a pipeline is called."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import torch
+
+from studio.engine.devices import Device
+from studio.engine.passes import Steps, enlarged, mixed_noise, preview_event, run_pass, to_pixels
+from studio.engine.pipelines import PipelineManager
+from studio.engine.previews import encode_png
+from studio.engine.prompts import encode_prompts
+from studio.engine.tasks import LoadImage, Start
+from studio.errors import DeviceError, ModelError
+from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
+from studio.families import FAMILIES
+from studio.records import ImageRecord, Job
+from studio.spec import IMAGE2IMAGE, TEXT2IMAGE
+
+logger = logging.getLogger(__name__)
+
+Commit = Callable[[bytes, ImageRecord], str]
+
+
+class Interrupted(Exception):
+    """Raised out of a pipeline's step callback; `stop` is `interrupt` or `skip`."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop)
+        self.stop = stop
+
+
+@dataclass
+class Watch:
+    """Who hears of a job's steps and may end it.
+
+    Attributes:
+        emit: hears of every step.
+        should_stop: asked after every step; `skip` drops the group at hand, `interrupt` ends the job; both keep finished pictures.
+        save_preview: stores a preview PNG and returns its path; None makes no previews. The pictures are the same either way.
+    """
+
+    emit: Callable[[Event], None]
+    should_stop: Callable[[], Stop]
+    save_preview: Callable[[bytes], str] | None = None
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[float, int] | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted if the job should stop."""
+        if stop := self.should_stop():
+            raise Interrupted(stop)
+
+    def report(self, job: Job, image: int, step: int, steps: int) -> None:
+        """Emit progress; the first step of a job is left out of the time estimate because it warms up."""
+        request = job.request
+        total = -(-request.num_images_per_prompt // request.batch_size) * steps
+        done = image // request.batch_size * steps + step
+        now = self.clock()
+        self._first = self._first or (now, done)
+        began, offset = self._first
+        left = (now - began) / (done - offset) * (total - done) if done > offset else None
+        self.emit(
+            Progress(
+                job=job.id, image=image, images=request.num_images_per_prompt, step=step, steps=steps, seconds_left=left
+            )
+        )
+
+
+class Engine:
+    """Makes pictures on one device, one job at a time.
+
+    Args:
+        device: from `open_device`.
+        clock: wall time, for records.
+        name_image: makes the id of a new picture from the time.
+    """
+
+    def __init__(self, device: Device, clock: Callable[[], datetime], name_image: Callable[[datetime], str]) -> None:
+        self.device, self.pipelines = device, PipelineManager(device)
+        self._clock, self._name_image = clock, name_image
+
+    def generate(self, job: Job, load_image: LoadImage, commit: Commit, watch: Watch) -> None:
+        """Make all pictures of a job, in groups of `batch_size`.
+
+        Args:
+            job: resolved: no default and no random seed is left open.
+            load_image: opens the pictures that the request names, by reference and field.
+            commit: stores a finished PNG and returns its path; called before the picture is announced.
+            watch: hears of everything, ends with `Finished`.
+
+        Raises:
+            StudioError: if the job cannot be done; the pictures that were committed stay.
+        """
+        request = job.request
+        watch.emit(Started(job=job.id))
+        start = Start(request, load_image)
+        made, interrupted = 0, False
+        for first in range(0, request.num_images_per_prompt, request.batch_size):
+            seeds = request.seeds[first : first + request.batch_size]
+            try:
+                pictures = self._group(job, start, first, seeds, watch)
+            except Interrupted as stopped:
+                if stopped.stop == "skip":
+                    continue
+                interrupted = True
+                break
+            for index, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), first):
+                record = self._record(job, seed, index)
+                path = commit(encode_png(picture), record)
+                watch.emit(ImageReady(job=job.id, path=path, record=record))
+                made += 1
+        watch.emit(Finished(job=job.id, images=made, interrupted=interrupted))
+
+    def _group(self, job: Job, start: Start, first: int, seeds: list[int], watch: Watch) -> np.ndarray:
+        """Make one group, whose first picture is number `first` of the job, (B, H, W, 3) uint8."""
+        request = job.request
+        watch.check()
+        if start.unchanged is not None:
+            return np.stack([start.unchanged] * len(seeds))
+        steps = Steps(
+            lambda step, total: watch.report(job, first, step, total),
+            preview_event(job.id, watch.save_preview, watch.emit) if watch.save_preview else None,
+            watch.check,
+            job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb,
+        )
+        try:
+            with torch.inference_mode():
+                made = self._passes(job, start, first, seeds, steps)
+        except torch.OutOfMemoryError as error:
+            self.pipelines.collect()
+            size = f"{request.width} x {request.height}, {len(seeds)} at once"
+            raise DeviceError(
+                f"{self.device.title} has too little memory for {size}; make pictures smaller or lower the batch size"
+            ) from error
+        if not torch.isfinite(made).all():
+            raise ModelError(
+                f"{job.model.title} made numbers that are no colours (NaN); try another sampling method or a lower CFG Scale"
+            )
+        return start.finish(to_pixels(made))
+
+    def _passes(self, job: Job, start: Start, first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
+        """Run the first pass, and the second if a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
+        request = job.request
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        hires = request.hires_scale > 1
+        again = request.hires_steps or request.num_inference_steps or 0
+        with self.pipelines.configured(request, job.model, seeds) as pipe:
+            prompts = encode_prompts(pipe, request)
+            more = start.arguments(pipe, seeds)
+            if request.task == TEXT2IMAGE:
+                more["guidance_rescale"] = request.guidance_rescale
+                if request.variation_strength:
+                    more["latents"] = mixed_noise(pipe, request, first, generators)
+            if hires and request.hires_upscaler == "latent":
+                more["output_type"] = "latent"
+            steps.begin(int(again * request.hires_strength) / (request.num_inference_steps or 1) if hires else 0.0)
+            made = run_pass(pipe, request, prompts, generators, steps, **more)
+        if not hires:
+            return made
+        with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
+            image = enlarged(pipe, made, request)
+            steps.begin()
+            more = {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
+            return run_pass(pipe, request, prompts, generators, steps, **more)
+
+    def _record(self, job: Job, seed: int, index: int) -> ImageRecord:
+        now = self._clock()
+        return ImageRecord(
+            id=self._name_image(now),
+            created=now.isoformat(timespec="milliseconds"),
+            request=job.request,
+            model=job.model,
+            seed=seed,
+            index=index,
+            machine=self.device.machine,
+        )

@@ -1,0 +1,162 @@
+"""One call of a pipeline: its steps are watched, guidance may be on for a part of them, and noise may be mixed of two seeds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from studio.engine.canvas import fit
+from studio.engine.previews import noise_scale, preview_png
+from studio.engine.tasks import encode_picture
+from studio.events import Preview
+from studio.spec import GenerationRequest
+
+Prompts = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class Steps:
+    """The steps of a group over all its passes, told as one count.
+
+    Args:
+        report: called with (step, steps), both counted over all passes.
+        preview: stores a preview PNG and tells of it, with the step; None makes none.
+        check: raises if the job should stop.
+        factors: (C + 1, 3) map from latents to colour.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[int, int], None],
+        preview: Callable[[int, bytes], None] | None,
+        check: Callable[[], None],
+        factors: Any,
+    ) -> None:
+        self._report, self._preview, self._check, self._factors = report, preview, check, factors
+        self._before = self._now = 0
+        self._later = 0.0
+
+    def begin(self, later: float = 0.0) -> None:
+        """Begin a pass; `later` is how many times as many steps the passes after it have."""
+        self._before, self._later = self._before + self._now, later
+
+    def done(self, pipe: Any, step: int, latents: torch.Tensor) -> None:
+        """Tell of a step (0-based) of the pass at hand."""
+        self._now = step + 1
+        total = self._before + pipe.num_timesteps + round(self._later * pipe.num_timesteps)
+        if self._preview:
+            self._preview(
+                self._before + self._now, preview_png(latents, self._factors, noise_scale(pipe.scheduler, step))
+            )
+        self._report(self._before + self._now, total)
+        self._check()
+
+
+def run_pass(
+    pipe: Any,
+    request: GenerationRequest,
+    prompts: Prompts,
+    generators: list[torch.Generator],
+    steps: Steps,
+    **more: Any,
+) -> torch.Tensor:
+    """Call a pipeline, for one picture a generator.
+
+    Args:
+        pipe: set up for the request.
+        request: for guidance and steps.
+        prompts: encoded, (1, length, width) each; the second is None without guidance.
+        generators: one a picture.
+        steps: hears of each.
+        more: what the task needs besides, and `output_type`.
+
+    Returns:
+        Pictures (B, 3, H, W) in [0, 1], or latents (B, C, h, w) with `output_type="latent"`.
+    """
+    assert request.guidance_scale is not None
+    positive, negative = prompts
+    within = guided(request)
+    state = {"on": within(0.0)}
+
+    def after_step(pipe: Any, step: int, timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        steps.done(pipe, step, values["latents"])
+        on = within((step + 1) / pipe.num_timesteps)
+        if negative is None or on == state["on"]:
+            return {}
+        # diffusers' own way to change guidance half-way ("Dynamic classifier-free guidance" in its callbacks guide)
+        state["on"], pipe._guidance_scale = on, request.guidance_scale if on else 1.0
+        parts = [negative, positive] if on else [positive]
+        return {"prompt_embeds": torch.cat([part.repeat(len(generators), 1, 1) for part in parts])}
+
+    return pipe(
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        num_images_per_prompt=len(generators),
+        guidance_scale=request.guidance_scale if state["on"] else 1.0,
+        eta=request.eta,
+        generator=generators,
+        callback_on_step_end=after_step,
+        **{"num_inference_steps": request.num_inference_steps, "output_type": "pt"} | more,
+    ).images
+
+
+def guided(request: GenerationRequest) -> Callable[[float], bool]:
+    """Return whether guidance is on at a fraction of the steps (Kynkaanniemi et al. 2024, arXiv:2404.07724)."""
+    first, last = request.guidance_start, request.guidance_end
+    return lambda fraction: first <= fraction < last or (last == 1 and fraction >= first)
+
+
+def mixed_noise(pipe: Any, request: GenerationRequest, index: int, generators: list[torch.Generator]) -> torch.Tensor:
+    """Draw each picture's noise and turn it towards that of the variation seed, (B, C, h, w).
+
+    Args:
+        pipe: for the shape of its latents.
+        request: names the variation seed, its strength and the size.
+        index: of the group's first picture: picture i varies with `variation_seed` + i.
+        generators: one a picture; what is drawn is what the pipeline would have drawn.
+    """
+    assert request.width is not None
+    assert request.height is not None
+    scale = pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, request.height // scale, request.width // scale)
+    rows = []
+    for number, generator in enumerate(generators):
+        other = torch.Generator().manual_seed(request.variation_seed + index + number)
+        own, drawn = (torch.randn(shape, generator=source, dtype=pipe.unet.dtype) for source in (generator, other))
+        rows.append(slerp(request.variation_strength, own, drawn))
+    return torch.cat(rows).to(pipe.unet.device)
+
+
+def slerp(fraction: float, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Go from `first` to `second` on a great circle, which keeps the length that noise must have (Shoemake 1985)."""
+    one, other = first.double(), second.double()
+    angle = torch.arccos((one.flatten() @ other.flatten() / (one.norm() * other.norm())).clamp(-1, 1))
+    mixed = (torch.sin((1 - fraction) * angle) * one + torch.sin(fraction * angle) * other) / torch.sin(angle)
+    return mixed.to(first.dtype)
+
+
+def enlarged(pipe: Any, made: torch.Tensor, request: GenerationRequest) -> torch.Tensor:
+    """Turn the first pass's result into the latents that the second starts from, (B, C, h, w).
+
+    Args:
+        pipe: of the second pass.
+        made: latents for the `latent` upscaler, else pictures (B, 3, H, W) in [0, 1].
+        request: names the upscaler and the size.
+    """
+    width, height = request.hires_size
+    if request.hires_upscaler == "latent":
+        size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        return torch.nn.functional.interpolate(made, size=size, mode="bilinear", antialias=True)
+    return torch.cat([encode_picture(pipe, fit(one, width, height, "stretch")) for one in to_pixels(made)])
+
+
+def to_pixels(made: torch.Tensor) -> np.ndarray:
+    """From (B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8."""
+    return (made.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def preview_event(
+    job: str, save: Callable[[bytes], str], emit: Callable[[Preview], None]
+) -> Callable[[int, bytes], None]:
+    """Return what stores a preview and tells of it."""
+    return lambda step, png: emit(Preview(job=job, step=step, path=save(png)))

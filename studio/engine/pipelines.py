@@ -1,0 +1,151 @@
+"""PipelineManager: loads models, keeps the last one used, hands out a pipeline that is set up for one request."""
+
+import gc
+import importlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from studio.engine.devices import Device
+from studio.errors import DeviceError, ModelError
+from studio.families import FAMILIES
+from studio.records import ModelRef
+from studio.schedulers import SCHEDULERS, SIGMA_OPTIONS
+from studio.spec import INPAINT, TEXT2IMAGE, GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2  # models that stay in memory; a small second one makes comparing two cheap
+
+
+@dataclass
+class Loaded:
+    """One model's weights, and a pipeline over them for each task that was asked for."""
+
+    base: Any
+    pipes: dict[str, Any] = field(default_factory=dict)
+
+
+class PipelineManager:
+    """Owner of all loaded weights on one device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+
+    @contextmanager
+    def configured(
+        self, request: GenerationRequest, model: ModelRef, seeds: Sequence[int], *, task: str = ""
+    ) -> Iterator[Any]:
+        """Yield the pipeline for a request's task with its scheduler; whatever a request changes is put back afterwards.
+
+        Args:
+            request: resolved.
+            model: where the weights are.
+            seeds: one for each picture of the group, for schedulers that draw their own noise.
+            task: instead of the request's own, for a second pass.
+        """
+        with torch.inference_mode(False):  # weights that are loaded inside it could never be changed or trained
+            pipe = self._pipeline(model, task or request.task)
+        saved = pipe.scheduler
+        try:
+            pipe.scheduler = build_scheduler(saved.config, request, seeds)
+            yield pipe
+        finally:
+            pipe.scheduler = saved
+
+    def warm(self, model: ModelRef) -> None:
+        """Load a model ahead of the first job that wants it."""
+        self._weights(model)
+
+    def _pipeline(self, model: ModelRef, task: str) -> Any:
+        """Return the pipeline for a task; all tasks of a model share its weights."""
+        loaded = self._weights(model)
+        if task not in loaded.pipes:
+            pipeline_class = getattr(importlib.import_module("diffusers"), FAMILIES[model.family].pipelines[task])
+            pipe = loaded.base
+            if type(pipe) is not pipeline_class:  # without its dtype, from_pipe makes the shared weights float32
+                pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype)
+            pipe.set_progress_bar_config(disable=True)
+            loaded.pipes[task] = pipe
+        return loaded.pipes[task]
+
+    def _weights(self, model: ModelRef) -> Loaded:
+        if model.sha256 not in self._loaded:
+            while len(self._loaded) >= KEPT:
+                self._loaded.popitem(last=False)
+                self.collect()
+            self._loaded[model.sha256] = Loaded(self._load(model))
+        self._loaded.move_to_end(model.sha256)
+        return self._loaded[model.sha256]
+
+    def _load(self, model: ModelRef) -> Any:
+        logger.info("loading %s", model.id)
+        quiet_libraries()
+        task = INPAINT if model.kind == INPAINT else TEXT2IMAGE
+        pipeline_class = getattr(importlib.import_module("diffusers"), FAMILIES[model.family].pipelines[task])
+        options = {"safety_checker": None, "requires_safety_checker": False}
+        try:
+            pipe = pipeline_class.from_pretrained(
+                model.path,
+                dtype=self.device.dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **options,
+            )
+            pipe.to(self.device.place)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(f"{model.title} does not fit into the memory of {self.device.title}") from error
+        except Exception as error:
+            raise ModelError(
+                f"model={model.id!r} could not be loaded: {first_line(error)}; copy the model folder again"
+            ) from error
+        return pipe
+
+    def unload(self) -> None:
+        """Free all weights."""
+        self._loaded.clear()
+        self.collect()
+
+    def collect(self) -> None:
+        """Give back what nothing refers to."""
+        gc.collect()
+        if self.device.place.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def build_scheduler(config: Any, request: GenerationRequest, seeds: Sequence[int]) -> Any:
+    """Make the request's scheduler from the model's own noise schedule."""
+    assert request.scheduler is not None
+    chosen = SCHEDULERS[request.scheduler]
+    scheduler_class = getattr(importlib.import_module("diffusers"), chosen.class_name)
+    options: dict[str, object] = dict(chosen.overrides)
+    if request.sigmas != "automatic":
+        options |= {option: name == request.sigmas for name, option in SIGMA_OPTIONS.items() if name in chosen.sigmas}
+    if chosen.noise == "edm" and request.sigmas in ("karras", "exponential"):
+        options = dict(chosen.overrides) | {"sigma_schedule": request.sigmas}
+    if chosen.seeded_sigmas:
+        options["noise_sampler_seed"] = list(seeds)
+    return scheduler_class.from_config(config, **options)
+
+
+def quiet_libraries() -> None:
+    """Switch off progress bars and notices that are meant for notebooks."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, shortened."""
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -1,0 +1,129 @@
+"""The seam between those who want pictures and the process that makes them."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from studio.errors import StudioError
+from studio.events import Event, Failed, Finished, Stop
+from studio.lease import DeviceLease
+from studio.records import ImageRecord, Job, ModelRef
+from studio.store.gallery import Gallery
+
+logger = logging.getLogger(__name__)
+
+Emit = Callable[[Event], None]
+
+
+class Executor(Protocol):
+    """Runs one job at a time; nothing outside knows in which process."""
+
+    def start(self) -> None:
+        """Begin to load libraries and device, in the background."""
+
+    def warm(self, model: ModelRef) -> None:
+        """Load a model ahead of the first job, in the background, if that makes sense here."""
+
+    def run(self, job: Job, emit: Emit) -> None:
+        """Do a job; returns after `Finished` or `Failed` was emitted."""
+
+    def stop(self, job_id: str, kind: Stop) -> None:
+        """Ask the running job to `interrupt` or to `skip` the group at hand; ignored if it is another job."""
+
+    def close(self) -> None:
+        """End the process or free the memory."""
+
+
+class StopFlag:
+    """Carries `interrupt` or `skip` from one thread to the step callback of a job in another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._job = self._early = ""
+        self._kind: Stop = ""
+
+    def begin(self, job_id: str) -> None:
+        """Arm the flag for a job; an interrupt that came a moment before counts."""
+        with self._lock:
+            self._kind = "interrupt" if self._early == job_id else ""
+            self._job, self._early = job_id, ""
+
+    def ask(self, job_id: str, kind: Stop) -> None:
+        """Ask a job to stop; `interrupt` is never weakened to `skip`."""
+        with self._lock:
+            if job_id == self._job and self._kind != "interrupt":
+                self._kind = kind
+            elif job_id != self._job and kind == "interrupt":
+                self._early = job_id
+
+    def take(self) -> Stop:
+        """Return what was asked; a skip counts once."""
+        with self._lock:
+            kind = self._kind
+            if kind == "skip":
+                self._kind = ""
+            return kind
+
+    def interrupted(self) -> bool:
+        with self._lock:
+            return self._kind == "interrupt"
+
+
+def run_job(
+    open_engine: Callable[[], Any], gallery: Gallery, job: Job, emit: Emit, flag: StopFlag, previews: Path | None
+) -> None:
+    """Do a job: open the engine, wait for the device, generate, commit to the gallery; every failure becomes an event."""
+
+    def commit(png: bytes, record: ImageRecord) -> str:
+        return str(gallery.commit(png, record, job.owner))
+
+    preview = PreviewFile(previews / f"{job.id}.png") if previews and job.preview else None
+    try:
+        from studio.engine.engine import Watch
+
+        engine = open_engine()
+        watch = Watch(emit, flag.take, preview.save if preview else None)
+        with DeviceLease(engine.device.key).held(flag.interrupted) as mine:
+            if mine:
+                engine.generate(job, gallery.blobs.open, commit, watch)
+            else:
+                emit(Finished(job=job.id, interrupted=True))
+    except StudioError as error:
+        logger.warning("job %s: %s", job.id, error)
+        emit(Failed(job=job.id, code=error.code, message=str(error)))
+    except Exception as error:  # a process boundary: a job that fails must not end the process that does the next one
+        logger.exception("job %s", job.id)
+        message = f"This is a fault in Studio ({type(error).__name__}: {error}); the log has the details"
+        emit(Failed(job=job.id, code="bug", message=message))
+    finally:
+        if preview:
+            preview.remove()
+
+
+class PreviewFile:
+    """The newest preview of a job. One that cannot be written is left out: a preview is never worth a picture."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told = False
+
+    def save(self, png: bytes) -> str:
+        """Replace the file; return its path."""
+        part = self._path.with_suffix(".part")
+        try:
+            part.write_bytes(png)
+            part.replace(self._path)
+        except OSError as error:  # the disk is full, or (on Windows) the page is just reading the file
+            if not self._told:
+                logger.warning("no preview: %s", error)
+            self._told = True
+        return str(self._path)
+
+    def remove(self) -> None:
+        """Delete the file; the picture itself is in the gallery now."""
+        for path in (self._path, self._path.with_suffix(".part")):
+            with contextlib.suppress(OSError):
+                path.unlink()

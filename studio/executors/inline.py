@@ -1,0 +1,55 @@
+"""InlineExecutor: the engine in this process, for tests and for hosts that forbid child processes (ZeroGPU)."""
+
+import threading
+from typing import Any
+
+from studio.events import Ready
+from studio.executors.base import Emit, Stop, StopFlag, run_job
+from studio.records import Job, ModelRef
+from studio.settings import Settings
+from studio.store.gallery import Gallery, new_image_id, utc_now
+
+
+class InlineExecutor:
+    """Loads torch at the first job, never before."""
+
+    def __init__(self, settings: Settings, gallery: Gallery, heard: Emit = lambda event: None) -> None:
+        self._settings, self._gallery, self._heard = settings, gallery, heard
+        self._engine = None
+        self._flag = StopFlag()
+        self._lock = threading.Lock()
+
+    def _open_engine(self) -> Any:
+        from studio.engine.devices import open_device
+        from studio.engine.engine import Engine
+
+        if self._engine is None:
+            device = open_device(self._settings.device, self._settings.cpu_threads)
+            self._engine = Engine(device, utc_now, new_image_id)
+            self._heard(Ready(device=device.title))
+        return self._engine
+
+    def start(self) -> None:
+        """See Executor. Nothing is loaded ahead, so that the app's process stays light until it must draw."""
+        self._heard(Ready(device="This process"))
+
+    def warm(self, model: ModelRef) -> None:
+        """See Executor."""
+
+    def run(self, job: Job, emit: Emit) -> None:
+        """See Executor."""
+        previews = self._settings.data_dir / "cache" / "previews"
+        previews.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            self._flag.begin(job.id)
+            run_job(self._open_engine, self._gallery, job, emit, self._flag, previews)
+
+    def stop(self, job_id: str, kind: Stop) -> None:
+        """See Executor."""
+        self._flag.ask(job_id, kind)
+
+    def close(self) -> None:
+        """Free the weights."""
+        if self._engine is not None:
+            self._engine.pipelines.unload()
+            self._engine = None

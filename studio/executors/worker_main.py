@@ -1,0 +1,105 @@
+"""The worker process: `python -m studio.executors.worker_main`, started by WorkerExecutor, ended by the closing of its pipe.
+
+It reads orders as JSON lines from stdin and writes events as JSON lines to what was stdout. Libraries print too: their output goes
+to stderr, which is the log.
+"""
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import traceback
+from typing import BinaryIO
+
+from studio.errors import DeviceError, StudioError
+from studio.events import Event, Ready, to_line
+from studio.executors.base import StopFlag, run_job
+from studio.records import Job, ModelRef
+from studio.settings import Settings
+from studio.store.gallery import Gallery, new_image_id, utc_now
+from studio.store.index import Database, ImageIndex
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """One engine and one gallery; orders are done one after the other, `stop` at once."""
+
+    def __init__(self, orders: BinaryIO, events: BinaryIO) -> None:
+        self._orders, self._events = orders, events
+        self._lock = threading.Lock()
+        self._todo: queue.Queue[dict] = queue.Queue()
+        self._flag = StopFlag()
+        self.settings = Settings.model_validate(json.loads(orders.readline())["settings"])
+
+    def emit(self, event: Event) -> None:
+        with self._lock:
+            self._events.write(to_line(event).encode() + b"\n")
+            self._events.flush()
+
+    def read_orders(self) -> None:
+        """Read until the pipe closes; then the app is gone, and so is the reason to live."""
+        for line in self._orders:
+            order = json.loads(line)
+            if order["op"] == "stop":
+                self._flag.ask(order["job"], order["kind"])
+            else:
+                self._todo.put(order)
+        os._exit(0)
+
+    def work(self) -> None:
+        """Load the libraries, say that we are ready, do what is asked."""
+        from studio.engine.devices import open_device
+        from studio.engine.engine import Engine
+
+        data = self.settings.data_dir
+        previews = data / "cache" / "previews"
+        previews.mkdir(parents=True, exist_ok=True)
+        gallery = Gallery(data / "images", ImageIndex(Database(data / "studio.db")))
+        engine, problem = None, ""
+        try:
+            engine = Engine(open_device(self.settings.device, self.settings.cpu_threads), utc_now, new_image_id)
+            free, total = engine.device.memory or (None, None)
+            self.emit(Ready(device=engine.device.title, memory_free=free, memory_total=total))
+        except StudioError as error:
+            problem = str(error)
+            self.emit(Ready(device=self.settings.device, problem=problem))
+
+        def open_engine() -> Engine:
+            if engine is None:
+                raise DeviceError(problem)
+            return engine
+
+        while True:
+            order = self._todo.get()
+            if order["op"] == "warm" and engine:
+                self._warm(engine, ModelRef.model_validate(order["model"]))
+            elif order["op"] == "run":
+                job = Job.model_validate(order["job"])
+                self._flag.begin(job.id)
+                run_job(open_engine, gallery, job, self.emit, self._flag, previews)
+
+    def _warm(self, engine, model: ModelRef) -> None:
+        try:
+            engine.pipelines.warm(model)
+        except StudioError as error:
+            logger.warning("not loaded ahead: %s", error)
+
+
+def main() -> None:
+    events = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    worker = Worker(sys.stdin.buffer, events)
+    threading.Thread(target=worker.read_orders, name="orders", daemon=True).start()
+    try:
+        worker.work()
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What is known of work once every name is resolved: the model as it was, the job, the machine, the finished picture."""
+
+from studio.fields import Frozen
+from studio.spec import GenerationRequest
+
+
+class ModelRef(Frozen):
+    """One model as it was when a job was submitted.
+
+    Attributes:
+        id: name in the library.
+        path: folder with `model_index.json`.
+        family: key of `families.FAMILIES`.
+        sha256: of its files' names and contents.
+        noise: `diffusion`, `edm` or `flow`: which schedulers can work.
+        kind: `""`, or `inpaint` for a denoiser that sees the mask and can do nothing else.
+        latent_rgb: (5, 3) linear map from latents to colour for previews, or () for the family's.
+    """
+
+    id: str
+    path: str
+    title: str
+    family: str
+    sha256: str
+    noise: str = "diffusion"
+    kind: str = ""
+    latent_rgb: tuple[tuple[float, float, float], ...] = ()
+
+
+class Job(Frozen):
+    """A request with every name, default and seed resolved: what is queued, journalled and sent to the worker."""
+
+    id: str
+    request: GenerationRequest
+    model: ModelRef
+    owner: str = ""
+    preview: bool = True
+
+
+class Machine(Frozen):
+    """What else decides the last bits of a picture; kept with it and compared by replay."""
+
+    studio: str
+    torch: str
+    diffusers: str
+    transformers: str
+    device: str
+    dtype: str
+    cpu_threads: int
+
+
+class ImageRecord(Frozen):
+    """One finished picture: everything needed to make it again. `request.seed` is this picture's own job seed, `index` its place."""
+
+    id: str
+    created: str
+    request: GenerationRequest
+    model: ModelRef
+    seed: int
+    index: int
+    machine: Machine

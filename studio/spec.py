@@ -1,0 +1,371 @@
+"""What a generation is: the one declaration of every parameter.
+
+The page's form, the command line, the API and the documentation are derived from these fields. `label` is what A1111 calls the
+control, `group` the accordion in which the page shows it.
+"""
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import ValidationError, field_validator, model_validator
+
+from studio.errors import InvalidRequest, first_problem
+from studio.fields import SIZE_STEP, Frozen, control, extension
+from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
+
+SEED_MAX = 2**32 - 1
+PROMPT_MAX = 20_000
+SIZE_MAX = 2048
+PATH_MAX = 1000
+TEXT2IMAGE, IMAGE2IMAGE, INPAINT = "text2image", "image2image", "inpaint"
+
+ResizeMode = Literal["stretch", "crop", "fill"]
+MaskedContent = Literal["original", "fill", "latent noise", "latent nothing"]
+HiresUpscaler = Literal["latent", "lanczos"]
+RESIZE_LABELS: dict[ResizeMode, str] = {
+    "stretch": "Just resize",
+    "crop": "Crop and resize",
+    "fill": "Resize and fill",
+}
+
+
+class GenerationRequest(Frozen):
+    """Everything that decides the pixels. `None` means: the model's own default."""
+
+    prompt: Annotated[str, control("Prompt", "prompt", "What to draw.", max_length=PROMPT_MAX, lines=3)] = ""
+    negative_prompt: Annotated[
+        str,
+        control(
+            "Negative prompt", "prompt", "What to avoid; ignored when CFG Scale is 1.", max_length=PROMPT_MAX, lines=2
+        ),
+    ] = ""
+    model: Annotated[str, control("Model", "model", "Id of the model in the library.", max_length=300)] = "shapes"
+    width: Annotated[
+        int | None,
+        control("Width", "size", "Picture width in pixels.", ge=64, le=SIZE_MAX, multiple_of=SIZE_STEP, step=8),
+    ] = None
+    height: Annotated[
+        int | None,
+        control("Height", "size", "Picture height in pixels.", ge=64, le=SIZE_MAX, multiple_of=SIZE_STEP, step=8),
+    ] = None
+    num_images_per_prompt: Annotated[
+        int, control("Number of images", "size", "How many pictures; picture i uses seed + i.", ge=1, le=64, step=1)
+    ] = 1
+    batch_size: Annotated[
+        int, control("Batch size", "size", "Pictures made at once: faster on a GPU, more memory.", ge=1, le=8, step=1)
+    ] = 1
+    scheduler: Annotated[
+        str | None, control("Sampling method", "sampling", "The solver that turns noise into a picture.", max_length=60)
+    ] = None
+    sigmas: Annotated[
+        Sigmas | None,
+        control("Schedule type", "sampling", "How noise levels are spaced; Automatic is the method's own."),
+    ] = None
+    num_inference_steps: Annotated[
+        int | None, control("Sampling steps", "sampling", "More steps: finer, slower.", ge=1, le=150, step=1)
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        control(
+            "CFG Scale",
+            "sampling",
+            "How strictly to follow the prompt; 1 switches guidance off.",
+            ge=1,
+            le=30,
+            step=0.1,
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        control(
+            "Seed",
+            "seed",
+            "The same seed and settings make the same picture; -1 is random.",
+            ge=-1,
+            le=SEED_MAX,
+            step=1,
+        ),
+    ] = -1
+    eta: Annotated[
+        float,
+        control(
+            "Eta", "more", "Noise added at each step by DDIM and TCD: 0 none, 1 as much as DDPM.", ge=0, le=1, step=0.05
+        ),
+    ] = 0.0
+    guidance_rescale: Annotated[
+        float,
+        control("CFG rescale", "sampling", "Takes back washed-out colours of strong guidance.", ge=0, le=1, step=0.05),
+    ] = 0.0
+    guidance_start: Annotated[
+        float, control("CFG from", "sampling", "Part of the steps before guidance begins.", ge=0, le=1, step=0.05)
+    ] = 0.0
+    guidance_end: Annotated[
+        float, control("CFG until", "sampling", "Part of the steps at which guidance ends.", ge=0, le=1, step=0.05)
+    ] = 1.0
+    variation_seed: Annotated[
+        int,
+        control("Variation seed", "variation", "Noise to mix in; -1 is random.", ge=-1, le=SEED_MAX, step=1),
+    ] = -1
+    variation_strength: Annotated[
+        float,
+        control(
+            "Variation strength",
+            "variation",
+            "0: the seed's own picture, 1: the variation seed's; picture i uses variation seed + i.",
+            ge=0,
+            le=1,
+            step=0.01,
+        ),
+    ] = 0.0
+    hires_scale: Annotated[
+        float, control("Upscale by", "hires", "Size of the second pass; 1 is no second pass.", ge=1, le=4, step=0.05)
+    ] = 1.0
+    hires_upscaler: Annotated[
+        HiresUpscaler, control("Upscaler", "hires", "Latent invents more, Lanczos keeps more.")
+    ] = "latent"
+    hires_steps: Annotated[
+        int, control("Hires steps", "hires", "0: as many as the first pass.", ge=0, le=150, step=1)
+    ] = 0
+    hires_strength: Annotated[
+        float,
+        control("Hires denoising strength", "hires", "How much the second pass may change.", ge=0.05, le=1, step=0.05),
+    ] = 0.7
+    image: Annotated[
+        str | None, control("Image", "image", "Picture to start from; img2img.", max_length=PATH_MAX, shown=False)
+    ] = None
+    mask_image: Annotated[
+        str | None,
+        control("Mask", "image", "White is repainted, black is kept; inpaint.", max_length=PATH_MAX, shown=False),
+    ] = None
+    strength: Annotated[
+        float,
+        control(
+            "Denoising strength",
+            "image",
+            "How much of the image may change: 0 nothing, 1 everything.",
+            ge=0,
+            le=1,
+            step=0.05,
+        ),
+    ] = 0.75
+    resize_mode: Annotated[
+        ResizeMode, control("Resize mode", "image", "What happens when image and size have other proportions.")
+    ] = "crop"
+    mask_blur: Annotated[
+        int, control("Mask blur", "inpaint", "How softly the new part meets the old, in pixels.", ge=0, le=64, step=1)
+    ] = 4
+    mask_invert: Annotated[
+        bool, control("Inpaint not masked", "inpaint", "Keep what is painted over, repaint the rest.")
+    ] = False
+    masked_content: Annotated[
+        MaskedContent,
+        control(
+            "Masked content",
+            "inpaint",
+            "What the masked part starts from: the picture, its surroundings' colours, noise, or nothing.",
+        ),
+    ] = "original"
+    only_masked: Annotated[
+        bool,
+        control("Only masked", "inpaint", "Draw the masked part at full size and put it back into the picture."),
+    ] = False
+    padding: Annotated[
+        int,
+        control(
+            "Only masked padding, pixels",
+            "inpaint",
+            "How much of the surroundings is seen when only the masked part is drawn.",
+            ge=0,
+            le=256,
+            step=4,
+        ),
+    ] = 32
+    extend_left: Annotated[int, extension("left")] = 0
+    extend_right: Annotated[int, extension("right")] = 0
+    extend_top: Annotated[int, extension("top")] = 0
+    extend_bottom: Annotated[int, extension("bottom")] = 0
+    clip_skip: Annotated[
+        int,
+        control(
+            "Clip skip",
+            "more",
+            "Layers of the text encoder left out at its end; A1111 counts one more (its 1 is 0 here).",
+            ge=0,
+            le=11,
+            step=1,
+            shown_offset=1,
+        ),
+    ] = 0
+
+    @field_validator(
+        "num_inference_steps",
+        "width",
+        "height",
+        "seed",
+        "num_images_per_prompt",
+        "batch_size",
+        "clip_skip",
+        "variation_seed",
+        "hires_steps",
+        "mask_blur",
+        "padding",
+        "extend_left",
+        "extend_right",
+        "extend_top",
+        "extend_bottom",
+        mode="before",
+    )
+    @classmethod
+    def whole_number(cls, value: Any) -> Any:
+        """Accept 20.0 (what sliders send), refuse 20.5 and true."""
+        if isinstance(value, bool):
+            raise ValueError(f"{value} is not a number")
+        return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+
+    @field_validator("scheduler")
+    @classmethod
+    def known_scheduler(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        name = canonical(value)
+        if name is None:
+            raise ValueError(f"scheduler={value!r} is not known; use one of: {', '.join(SCHEDULERS)}")
+        return name
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def clean_text(cls, value: str) -> str:
+        return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", value.replace("\r\n", "\n"))
+
+    @model_validator(mode="after")
+    def combination(self) -> "GenerationRequest":
+        if self.scheduler and (problem := scheduler_problem(self.scheduler, self.sigmas or "automatic")):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def inputs(self) -> "GenerationRequest":
+        if self.image is None:
+            given = [name for name in ("mask_image", *EXTENSIONS) if getattr(self, name)]
+            if given:
+                raise InvalidRequest(given[0], f"{given[0]} needs an image; give image too, or leave {given[0]} out")
+        if max(self.canvas) > SIZE_MAX:
+            raise InvalidRequest(
+                "width",
+                f"the extended canvas is {self.canvas[0]} x {self.canvas[1]}; at most {SIZE_MAX} a side are drawn",
+            )
+        steps = self.num_inference_steps
+        if self.image is not None and steps and 0 < self.strength * steps < 1:
+            raise InvalidRequest(
+                "strength",
+                f"strength={self.strength:g} leaves none of {steps} steps; use at least {least_strength(steps):g}, "
+                "more steps, or 0 to keep the image",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def passes(self) -> "GenerationRequest":
+        """Refuse what the pipelines of a task cannot do."""
+        if self.task != TEXT2IMAGE:
+            for name in ("variation_strength", "hires_scale", "guidance_rescale"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise InvalidRequest(name, f"{name} works only without an image; set it back, or remove the image")
+        interval = (self.guidance_start, self.guidance_end)
+        if self.guidance_start >= self.guidance_end:
+            raise InvalidRequest(
+                "guidance_end",
+                f"guidance_end={self.guidance_end:g} must be more than guidance_start={self.guidance_start:g}",
+            )
+        if self.task == INPAINT and interval != (0, 1):
+            raise InvalidRequest(
+                "guidance_start", "CFG from and until do not work with inpainting; set them to 0 and 1"
+            )
+        steps = self.hires_steps or self.num_inference_steps
+        if self.hires_scale > 1 and steps and self.hires_strength * steps < 1:
+            raise InvalidRequest(
+                "hires_strength",
+                f"hires_strength={self.hires_strength:g} leaves none of {steps} steps; use at least {least_strength(steps):g}",
+            )
+        if self.hires_scale > 1 and max(self.hires_size) > SIZE_MAX:
+            raise InvalidRequest(
+                "hires_scale",
+                f"hires_scale={self.hires_scale:g} makes {max(self.hires_size)} pixels; at most {SIZE_MAX}",
+            )
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture: seed + i, or the same for all where the variation seed makes the difference."""
+        return [self.seed + (0 if self.variation_strength else i) for i in range(self.num_images_per_prompt)]
+
+    @property
+    def hires_size(self) -> tuple[int, int]:
+        """Width and height after the second pass; (0, 0) while the model's own size is not filled in."""
+        width, height = (
+            round((side or 0) * self.hires_scale / SIZE_STEP) * SIZE_STEP for side in (self.width, self.height)
+        )
+        return width, height
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Width and height that the pipeline draws: the size, grown by the extensions unless only the mask is drawn."""
+        left, right, top, bottom = (0, 0, 0, 0) if self.only_masked else self.extensions
+        return (self.width or 0) + left + right, (self.height or 0) + top + bottom
+
+    @property
+    def extensions(self) -> tuple[int, int, int, int]:
+        """Pixels that the canvas grows: left, right, top, bottom."""
+        return self.extend_left, self.extend_right, self.extend_top, self.extend_bottom
+
+    @property
+    def task(self) -> str:
+        """The diffusers task, which follows from what is given."""
+        if self.image is None:
+            return TEXT2IMAGE
+        return INPAINT if self.mask_image is not None or any(self.extensions) else IMAGE2IMAGE
+
+
+def least_strength(steps: int) -> float:
+    """Return the smallest strength, to three digits, that leaves a step of `steps`."""
+    return math.ceil(1000 / steps) / 1000
+
+
+EXTENSIONS = ("extend_left", "extend_right", "extend_top", "extend_bottom")
+IMAGE_FIELDS = ("image", "mask_image")  # fields that name pictures: paths when given, blobs once resolved
+
+
+def parse_request(values: dict[str, Any]) -> GenerationRequest:
+    """Build a request from plain values.
+
+    Raises:
+        InvalidRequest: naming the first wrong field, its value and what is allowed.
+    """
+    try:
+        return GenerationRequest.model_validate(values)
+    except ValidationError as error:
+        problem = first_problem(error)
+        if problem.field == "request":
+            problem.field = "scheduler"
+        raise problem from None
+
+
+def fill_defaults(request: GenerationRequest, defaults: dict[str, Any], seed: int) -> GenerationRequest:
+    """Replace every `None` by the model's default and -1 by `seed`.
+
+    Raises:
+        InvalidRequest: if a default and the request do not fit together.
+    """
+    values = request.model_dump()
+    values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
+    values["sigmas"] = values["sigmas"] or "automatic"
+    values["seed"] = seed if request.seed == -1 else request.seed
+    if request.variation_strength and request.variation_seed == -1:
+        values["variation_seed"] = (seed * 48271 + 1) % (SEED_MAX - 64)  # random as the seed is, and another
+    if values["seed"] + values["num_images_per_prompt"] - 1 > SEED_MAX:
+        last = SEED_MAX - values["num_images_per_prompt"] + 1
+        raise InvalidRequest(
+            "seed",
+            f"seed={values['seed']} leaves no room for {values['num_images_per_prompt']} images; use at most {last}",
+        )
+    return parse_request(values)

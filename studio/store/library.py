@@ -1,0 +1,282 @@
+"""Models on disk: what is in the model folders, whether it is safe and whole, and what it is. Reads headers only, no torch."""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from studio.errors import InvalidRequest, ModelError, StudioError
+from studio.families import FAMILIES, detect_family, task_problem
+from studio.records import ModelRef
+from studio.schedulers import canonical, noise_kind, scheduler_problem
+from studio.spec import GenerationRequest, fill_defaults, parse_request
+from studio.store import writer
+from studio.store.index import Database
+
+HEADER_MAX = 100_000_000
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+WEIGHTS = (".safetensors", *PICKLES)
+DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder. `problem` says in one sentence why it cannot be used, "" if it can."""
+
+    id: str
+    path: Path
+    title: str
+    family: str = ""
+    noise: str = "diffusion"
+    kind: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    latent_rgb: tuple = ()
+    words: frozenset[str] = frozenset()
+    bytes: int = 0
+    problem: str = ""
+
+
+class Library:
+    """The models in some folders.
+
+    Args:
+        folders: looked through in order; of two models with one name the first counts.
+        database: remembers hashes of large files; None hashes anew each time.
+    """
+
+    def __init__(self, folders: tuple[Path, ...], database: Database | None = None) -> None:
+        self.folders, self._database = folders, database
+        self._known: dict[Path, tuple[list[tuple[str, int, int]], Model]] = {}
+
+    def models(self) -> list[Model]:
+        """List all models, usable or not; new folders appear without a restart."""
+        found: dict[str, Model] = {}
+        for folder in self.folders:
+            for index in sorted(_model_indexes(folder)):
+                name = index.parent.relative_to(folder).as_posix()
+                found.setdefault(name, self._read(name, index.parent))
+        return list(found.values())
+
+    def get(self, model_id: str) -> Model:
+        """Find a usable model by its id.
+
+        Raises:
+            InvalidRequest: if there is none of this name, or it cannot be used.
+        """
+        for folder in self.folders if _is_name(model_id) else ():
+            path = folder / model_id
+            if (path / "model_index.json").is_file():
+                return _usable(self._read(model_id, path))
+        names = ", ".join(model.id for model in self.models() if not model.problem) or "none"
+        raise InvalidRequest(
+            "model",
+            f"model={model_id!r} is not in the library; there is: {names}; put diffusers folders into {self.folders[-1]}",
+        )
+
+    def _read(self, name: str, folder: Path) -> Model:
+        """Read a model, or remember it if no file of it changed."""
+        facts = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.rglob("*.*"))]
+        if folder not in self._known or self._known[folder][0] != facts:
+            self._known[folder] = facts, read_model(name, folder)
+        return self._known[folder][1]
+
+    def reference(self, model: Model) -> ModelRef:
+        """Describe a model for a job, with the hash of its content."""
+        return ModelRef(
+            id=model.id,
+            path=str(model.path),
+            title=model.title,
+            family=model.family,
+            sha256=self._folder_sha256(model.path),
+            noise=model.noise,
+            kind=model.kind,
+            latent_rgb=model.latent_rgb,
+        )
+
+    def resolve(
+        self, request: GenerationRequest, seed: int, size: tuple[int, int] | None = None
+    ) -> tuple[GenerationRequest, ModelRef]:
+        """Fill a request with its model's defaults and check that they fit together.
+
+        Args:
+            request: as a person wrote it.
+            seed: stands in for -1.
+            size: width and height that the request's picture asks for, if it has one.
+
+        Raises:
+            InvalidRequest: one sentence.
+        """
+        model = self.get(request.model)
+        if problem := task_problem(model.family, model.kind, request.task):
+            raise InvalidRequest("model", f"model={model.id!r}: {problem}")
+        own = dict(zip(("width", "height"), size, strict=True)) if size else {}
+        filled = fill_defaults(request, model.defaults | own, seed)
+        assert filled.scheduler is not None
+        if problem := scheduler_problem(filled.scheduler, filled.sigmas or "automatic", model.noise):
+            raise InvalidRequest("scheduler", problem)
+        return filled, self.reference(model)
+
+    def _folder_sha256(self, folder: Path) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(_model_files(folder)):
+            digest.update(f"{path.relative_to(folder).as_posix()} {self._file_sha256(path)}\n".encode())
+        return digest.hexdigest()
+
+    def _file_sha256(self, path: Path) -> str:
+        if self._database is None:
+            return writer.file_sha256(path)
+        facts = path.stat()
+        known = self._database.rows(
+            "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime = ?",
+            [str(path), facts.st_size, facts.st_mtime_ns],
+        )
+        if known:
+            return known[0]["sha256"]
+        sha256 = writer.file_sha256(path)
+        self._database.execute(
+            "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", [str(path), facts.st_size, facts.st_mtime_ns, sha256]
+        )
+        return sha256
+
+
+def _usable(model: Model) -> Model:
+    if model.problem:
+        raise InvalidRequest("model", f"model={model.id!r} cannot be used: {model.problem}")
+    return model
+
+
+def _is_name(model_id: str) -> bool:
+    """Whether an id can be the name of a folder below a model folder, and of no other place."""
+    parts = PurePosixPath(model_id).parts
+    return bool(parts) and not {"..", "/"} & set(parts) and not set("\\:\0") & set(model_id)
+
+
+def _model_indexes(folder: Path) -> list[Path]:
+    patterns = ["/".join(["*"] * depth) + "/model_index.json" for depth in range(1, DEPTH + 1)]
+    return [path for pattern in patterns for path in folder.glob(pattern)] if folder.is_dir() else []
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".safetensors")
+    ]
+
+
+def read_model(name: str, folder: Path) -> Model:
+    """Read what a model folder says about itself."""
+    try:
+        facts = read_facts(folder)
+        index = _read_json(folder / "model_index.json")
+        detected, kind = detect_family(index, _read_json(folder / "unet" / "config.json"))
+        family = facts.get("family", detected)
+        if family not in FAMILIES:
+            raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
+        check_weights(folder, index)
+        scheduler = _read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
+        own = facts.get("defaults", {})
+        defaults = FAMILIES[family].defaults | {
+            "scheduler": canonical(scheduler) or FAMILIES[family].defaults["scheduler"]
+        }
+        checked = parse_request(own).model_dump()  # a typo or a wrong value is told, and names become ours
+        defaults |= {field: checked[field] for field in own}
+        return Model(
+            id=name,
+            path=folder,
+            title=facts.get("title", name),
+            family=family,
+            noise=noise_kind(scheduler),
+            kind=kind,
+            defaults=defaults,
+            latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
+            words=frozenset(facts.get("words", ())),
+            bytes=sum(path.stat().st_size for path in _model_files(folder)),
+        )
+    except StudioError as error:
+        return Model(id=name, path=folder, title=name, problem=str(error))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OSError) as error:
+        return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read a model's `studio.yaml`; {} if it has none."""
+    path = folder / "studio.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"studio.yaml cannot be read: {str(error).splitlines()[0]}") from None
+    allowed = {"title", "family", "defaults", "latent_rgb", "words"}
+    if not isinstance(facts, dict) or set(facts) - allowed or not isinstance(facts.get("defaults", {}), dict):
+        raise ModelError(f"studio.yaml must be a mapping with only: {', '.join(sorted(allowed))}")
+    return facts
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else "is no valid JSON"
+        raise ModelError(f"{path.parent.name}/{path.name} {reason}; copy the model folder again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.parent.name}/{path.name} is no JSON object; copy the model folder again")
+    return content
+
+
+def check_weights(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse pickles and damaged files, judged by content.
+
+    Raises:
+        ModelError: naming the file and the way out.
+    """
+    for part, kind in index.items():
+        if (
+            part.startswith("_")
+            or not isinstance(kind, list)
+            or kind[0] is None
+            or not (folder / part / "config.json").is_file()
+        ):
+            continue
+        files = [path for path in (folder / part).iterdir() if path.suffix.lower() in WEIGHTS]
+        safe = [path for path in files if path.suffix == ".safetensors"]
+        if not safe and files:
+            raise ModelError(f"{part}/{files[0].name} is a pickle, which can run code; get the model as .safetensors")
+        if not safe and part != "scheduler":
+            raise ModelError(f"{part} has no weights (.safetensors); copy the model folder again")
+        for path in safe:
+            if problem := safetensors_problem(path):
+                raise ModelError(f"{part}/{path.name} {problem}; copy the file again")
+
+
+def safetensors_problem(path: Path) -> str | None:
+    """Say what is wrong with a file's header or length; None if both are right."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            return "is empty or cut off"
+        (length,) = struct.unpack("<Q", start)
+        if length > min(HEADER_MAX, size):
+            return "is no safetensors file (a pickle or a page that was saved instead?)"
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return "has a damaged header"
+    if 8 + length + max(ends, default=0) != size:
+        return f"is cut off: {size:,} of {8 + length + max(ends, default=0):,} bytes"
+    return None
+
+
+def unknown_words(text: str, model: Model) -> list[str]:
+    """Return the words of a prompt that a model with a word list does not know, in order, each once."""
+    if not model.words:
+        return []
+    letters = "".join(ch.lower() if ch.isalnum() else " " for ch in text)
+    return [word for word in dict.fromkeys(letters.split()) if word not in model.words and not word.isdigit()]

@@ -1,0 +1,288 @@
+"""The public endpoints: for gradio_client, plain HTTP and MCP. Everything else that Gradio serves is the page's own plumbing."""
+
+import asyncio
+import base64
+import functools
+import inspect
+import time
+from typing import Any
+
+import gradio as gr
+from starlette.concurrency import run_in_threadpool
+
+from studio.errors import InvalidRequest, StudioError
+from studio.records import Job
+from studio.schedulers import SCHEDULERS, Sigmas
+from studio.spec import IMAGE_FIELDS, HiresUpscaler, parse_request
+from studio.store.blobs import is_reference
+from studio.store.jobs import CANCELLED, DONE, FAILED
+from studio.ui.services import Services
+
+WAIT = 600.0  # seconds that `txt2img` waits for its pictures
+POLL = 0.03
+
+
+class Api:
+    """The endpoints over the page's services."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def register(self) -> None:
+        """Add all endpoints to the Blocks that is being built."""
+        for function in (
+            self.txt2img,
+            self.img2img,
+            self.inpaint,
+            self.models,
+            self.schedulers,
+            self.gallery,
+            self.job,
+            self.cancel,
+        ):
+            gr.api(answering(function), api_name=function.__name__, concurrency_limit=None)  # pyright: ignore[reportPrivateImportUsage]
+
+    async def txt2img(  # noqa: PLR0913 - an endpoint is flat; a test compares it with GenerationRequest
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        model: str = "shapes",
+        width: int | None = None,
+        height: int | None = None,
+        num_images_per_prompt: int = 1,
+        batch_size: int = 1,
+        scheduler: str | None = None,
+        sigmas: Sigmas | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        seed: int = -1,
+        variation_seed: int = -1,
+        variation_strength: float = 0.0,
+        hires_scale: float = 1.0,
+        hires_upscaler: HiresUpscaler = "latent",
+        hires_steps: int = 0,
+        hires_strength: float = 0.7,
+        eta: float = 0.0,
+        clip_skip: int = 0,
+        wait: bool = True,
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> dict[str, Any]:
+        """Draw pictures from a prompt.
+
+        Args:
+            prompt: what to draw.
+            negative_prompt: what to avoid.
+            model: id of a model, see `models`.
+            width: in pixels, a multiple of 8; the model's own if not given.
+            height: in pixels, a multiple of 8; the model's own if not given.
+            num_images_per_prompt: how many pictures, 1 to 64; picture i uses seed + i.
+            batch_size: pictures made at once, 1 to 8.
+            scheduler: sampling method, see `schedulers`; the model's own if not given.
+            sigmas: how noise levels are spaced.
+            num_inference_steps: 1 to 150; the model's own if not given.
+            guidance_scale: CFG, 1 to 30; the model's own if not given.
+            guidance_rescale: takes back washed-out colours of strong guidance, 0 to 1.
+            guidance_start: part of the steps before guidance begins.
+            guidance_end: part of the steps at which guidance ends.
+            seed: the same seed makes the same picture; -1 is random.
+            variation_seed: noise to mix in; -1 is random.
+            variation_strength: how much of it, 0 to 1.
+            hires_scale: size of a second pass, 1 (none) to 4 times.
+            hires_upscaler: how the first pass is enlarged.
+            hires_steps: of the second pass; 0 is as many as the first.
+            hires_strength: how much the second pass may change.
+            eta: noise added at each step by DDIM and TCD, 0 to 1.
+            clip_skip: layers of the text encoder left out.
+            wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
+
+        Returns:
+            The job as `job` describes it.
+        """
+        values = {name: value for name, value in locals().items() if name not in ("self", "wait", "request")}
+        return await self._draw(values, wait, request)
+
+    async def img2img(
+        self,
+        image: str,
+        prompt: str,
+        strength: float = 0.75,
+        settings: dict[str, Any] | None = None,
+        wait: bool = True,
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> dict[str, Any]:
+        """Draw pictures that start from a picture.
+
+        Args:
+            image: a picture file as base64, or a reference `blob:…`.
+            prompt: what to draw.
+            strength: how much may change, 0 (nothing) to 1 (everything).
+            settings: any other field of a request, as in `txt2img` or a request file.
+            wait: see `txt2img`.
+
+        Returns:
+            The job as `job` describes it.
+        """
+        given = {"image": image, "prompt": prompt, "strength": strength}
+        return await self._draw(joined(given, settings), wait, request)
+
+    async def inpaint(
+        self,
+        image: str,
+        mask_image: str,
+        prompt: str,
+        strength: float = 0.75,
+        settings: dict[str, Any] | None = None,
+        wait: bool = True,
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> dict[str, Any]:
+        """Draw a part of a picture anew; everything else stays as it is, at the size that is drawn.
+
+        Args:
+            image: a picture file as base64, or a reference `blob:…`.
+            mask_image: likewise, of the same size: white is drawn anew.
+            prompt: what to draw.
+            strength: how much may change under the mask, 0 (nothing) to 1 (everything).
+            settings: any other field of a request, such as `mask_blur`, `only_masked`, `masked_content`.
+            wait: see `txt2img`.
+
+        Returns:
+            The job as `job` describes it.
+        """
+        given = {"image": image, "mask_image": mask_image, "prompt": prompt, "strength": strength}
+        return await self._draw(joined(given, settings), wait, request)
+
+    async def _draw(self, values: dict[str, Any], wait: bool, request: gr.Request | None) -> dict[str, Any]:
+        """Submit a request and wait for its pictures if that is wanted."""
+
+        def submit() -> Job:
+            named = [name for name in IMAGE_FIELDS if values.get(name)]
+            parse_request(values | dict.fromkeys(named, "given"))  # before a picture is stored
+            pictures = {name: self._picture(values[name], name) for name in named}
+            owner = self._services.owner(request.headers if request else {})
+            return self._services.dispatcher.submit(parse_request(values | pictures), owner)
+
+        made = await run_in_threadpool(submit)
+        until = time.monotonic() + WAIT
+        while wait and time.monotonic() < until:
+            entry = self._services.dispatcher.jobs.get(made.id)
+            if entry is None or entry.state in (DONE, FAILED, CANCELLED):
+                break
+            await asyncio.sleep(POLL)
+        answer = self.job(made.id)
+        if wait and answer["error"]:
+            raise StudioError(answer["error"])
+        return answer
+
+    def _picture(self, text: object, field: str) -> str:
+        """Store a picture that came as text; return its reference. A path is never taken."""
+        if isinstance(text, str) and is_reference(text) and not self._services.public:
+            return text  # a reference stands in every PNG: who finds one on a public page must not get its picture
+        try:
+            plain = "".join((str(text).partition("base64,")[2] or str(text)).split())
+            data = base64.b64decode(plain, validate=True)
+        except ValueError:
+            raise InvalidRequest(field, f"{field} must be a picture file as base64, or a reference `blob:…`") from None
+        return self._services.gallery.blobs.add(data, field)
+
+    def job(self, job: str) -> dict[str, Any]:
+        """Say what became of a job.
+
+        Args:
+            job: the id that `txt2img` returned.
+
+        Returns:
+            {"job", "state": queued | running | done | failed | cancelled, "images": [{"id", "url"}], "error", "seed"}.
+        """
+        entry = self._services.dispatcher.jobs.get(job)
+        if entry is None:
+            raise StudioError(f"there is no job {job!r}")
+        images = [{"id": image_id, "url": f"/studio/image/{image_id}"} for image_id in entry.images]
+        return {
+            "job": job,
+            "state": entry.state,
+            "images": images,
+            "error": entry.error,
+            "seed": entry.job.request.seed,
+        }
+
+    def cancel(self, job: str) -> dict[str, Any]:
+        """Take a job out of the queue, or interrupt it; finished pictures are kept.
+
+        Args:
+            job: the id that `txt2img` returned.
+        """
+        self._services.dispatcher.cancel(job, None)
+        return self.job(job)
+
+    def models(self) -> list[dict[str, Any]]:
+        """List the models that can be used, with their default settings."""
+        models = self._services.library.models()
+        return [
+            {"id": m.id, "title": m.title, "family": m.family, "bytes": m.bytes, "defaults": m.defaults}
+            for m in models
+            if not m.problem
+        ]
+
+    def schedulers(self) -> list[dict[str, Any]]:
+        """List the sampling methods and the schedule types that each can follow."""
+        return [
+            {"name": name, "sigmas": list(s.sigmas), "class": s.class_name, "noise": s.noise}
+            for name, s in SCHEDULERS.items()
+        ]
+
+    def gallery(
+        self,
+        words: str = "",
+        before: int | None = None,
+        limit: int = 50,
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> dict[str, Any]:
+        """List pictures, newest first.
+
+        Args:
+            words: only pictures whose prompt has all these words.
+            before: only pictures older than this: the `next` of the page before.
+            limit: how many, 1 to 200.
+
+        Returns:
+            {"images": [{"id", "url", "prompt", "model", "seed", "width", "height"}], "next"}.
+        """
+        if not 1 <= limit <= 200:
+            raise StudioError(f"limit={limit} must be from 1 to 200")
+        owner = self._services.owner(request.headers if request else {}) if self._services.public else None
+        rows = self._services.gallery.index.page(words=words, before=before, limit=limit, owner=owner)
+        keys = ("id", "prompt", "model", "seed", "width", "height")
+        images = [{key: row[key] for key in keys} | {"url": f"/studio/image/{row['id']}"} for row in rows]
+        return {"images": images, "next": rows[-1]["seq"] if len(rows) == limit else None}
+
+
+def joined(given: dict[str, Any], settings: object) -> dict[str, Any]:
+    """Join an endpoint's own parameters with `settings`.
+
+    Raises:
+        InvalidRequest: if `settings` is no object, or says one of them again.
+    """
+    more = {} if settings is None else settings
+    if not isinstance(more, dict):
+        raise InvalidRequest("settings", "settings must be an object of field names and values")
+    if twice := sorted(set(more) & set(given)):
+        raise InvalidRequest("settings", f"settings says {twice[0]} too; give it once, as a parameter")
+    return more | given
+
+
+def answering(function: Any) -> Any:
+    """Turn a StudioError into gr.Error, whose text reaches the caller; other errors stay hidden from strangers."""
+
+    @functools.wraps(function)
+    async def answer(*args: Any, **kwargs: Any) -> Any:
+        try:
+            if inspect.iscoroutinefunction(function):
+                return await function(*args, **kwargs)
+            return await run_in_threadpool(function, *args, **kwargs)
+        except StudioError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return answer

@@ -1,0 +1,280 @@
+"""The Generate tab: the form on the left is built from GenerationRequest, the result on the right lives in page.js."""
+
+import html
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import InvalidRequest, StudioError
+from studio.schedulers import SCHEDULERS, SIGMA_LABELS
+from studio.spec import EXTENSIONS, GenerationRequest, parse_request
+from studio.store.library import unknown_words
+from studio.ui.forms import build_control, fields_of, from_page, to_page
+from studio.ui.image_panel import ImagePanel
+from studio.ui.services import Services
+from studio.ui.text import EXAMPLES, TEXT
+
+logger = logging.getLogger(__name__)
+
+VIEWER = f"""
+<div id="st-viewer">
+  <div id="st-stage" data-state="empty"><img id="st-picture" hidden alt=""><div id="st-empty">{TEXT["empty"]}</div></div>
+  <div class="st-track" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"><div id="st-bar"></div></div>
+  <div id="st-line" aria-live="polite"></div>
+  <div id="st-strip"></div>
+  <div id="st-actions"></div>
+  <div id="st-details" class="st-panel"></div>
+  <div class="st-panel-title">{TEXT["queue"]}</div>
+  <div id="st-queue-empty" class="st-quiet">{TEXT["queue.empty"]}</div>
+  <ul id="st-queue"></ul>
+</div>
+"""
+
+
+class GenerateTab:
+    """Builds the tab; `controls` maps field names to components.
+
+    Args:
+        services: what the handlers work on.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.controls: dict[str, Any] = {}
+        self.image = ImagePanel(services.gallery.blobs)
+        self._model = services.library.get(services.settings.model)
+
+    @property
+    def public(self) -> bool:
+        """Whether strangers may be looking."""
+        return self._services.public
+
+    def build_model_choice(self) -> None:
+        """Build the model dropdown, which stands in the page's head."""
+        self.controls["model"] = gr.Dropdown(
+            self._model_choices(),
+            value=self._model.id,
+            show_label=False,
+            container=False,
+            label="Model",
+            elem_id="field-model",
+        )
+
+    def _model_choices(self) -> list[tuple[str, str]]:
+        models = [model for model in self._services.library.models() if not model.problem]
+        return [
+            (
+                f"{model.title} · {model.bytes / 2**20:,.0f} MB" + (f" · {model.kind} only" if model.kind else ""),
+                model.id,
+            )
+            for model in models
+        ]
+
+    def build(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
+        """Build the tab's content and bind its events."""
+        model = self._model
+        values = GenerationRequest.model_construct(**model.defaults).model_dump() | {"sigmas": "automatic"}
+        with gr.Row(elem_id="st-columns"):
+            with gr.Column(scale=5, min_width=320):
+                run = self._build_left(values)
+            with gr.Column(scale=6, min_width=320, elem_id="st-result"):
+                gr.HTML(VIEWER, padding=False)
+        self._bind(run, page, tabs)
+
+    def _build_left(self, values: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name in fields_of(GenerationRequest, "prompt"):
+            self.controls[name] = build_control(GenerationRequest, name, values[name])
+        with gr.Row():
+            made["generate"] = gr.Button(
+                TEXT["generate"], variant="primary", elem_id="st-generate", scale=3, min_width=120
+            )
+            made["interrupt"] = gr.Button(TEXT["interrupt"], elem_id="st-interrupt", scale=1, min_width=80)
+            made["skip"] = gr.Button(TEXT["skip"], elem_id="st-skip", scale=1, min_width=60)
+        gr.HTML('<div id="st-message" role="alert" hidden></div>', padding=False)
+        folder = self._services.settings.model_folders[1]
+        near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        made["demo"] = gr.Markdown(
+            TEXT["demo"].format(folder=html.escape(str(near))),
+            visible=self._services.settings.model == "shapes",
+            elem_id="st-demo",
+        )
+        with gr.Row(elem_classes="st-examples", visible=self._services.settings.model == "shapes") as made["examples"]:
+            for example in EXAMPLES:
+                button = gr.Button(example, size="sm", min_width=140)
+                button.click(
+                    None, outputs=[self.controls["prompt"]], js=f"() => {json.dumps(example)}", api_visibility="private"
+                )
+        self.controls |= self.image.build(values)
+        with gr.Row():
+            self.controls["seed"] = build_control(GenerationRequest, "seed", -1)
+            with gr.Column(scale=0, min_width=130):
+                made["random"] = gr.Button(TEXT["seed.random"], size="sm")
+                made["reuse"] = gr.Button(TEXT["seed.reuse"], size="sm")
+        for group in ("size", "sampling", "hires", "variation", "more"):
+            with gr.Accordion(TEXT[f"group.{group}"], open=False, elem_id=f"group-{group}"):
+                for name in fields_of(GenerationRequest, group):
+                    self.controls[name] = build_control(
+                        GenerationRequest, name, values[name], choices=self._choices(name)
+                    )
+        made["forever"] = gr.Checkbox(
+            False,
+            visible=not self._services.public,
+            label=TEXT["forever"],
+            info=TEXT["forever.help"],
+            elem_id="st-forever",
+        )
+        made["result"] = gr.Textbox(visible="hidden", elem_id="st-result-text")
+        made["restore"] = gr.Button("restore", elem_id="st-restore")
+        made["restore_id"] = gr.Textbox(visible="hidden")
+        made["to_image"] = gr.Button("to image", elem_id="st-to-image", elem_classes="st-hidden")
+        return made
+
+    def _choices(self, name: str) -> list | None:
+        """Return all options; a pair that cannot work is refused with the reason, so that no restored form can jam."""
+        options = {"scheduler": list(SCHEDULERS), "sigmas": [(label, kind) for kind, label in SIGMA_LABELS.items()]}
+        return options.get(name)
+
+    def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
+        controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        names, boxes = list(controls), list(controls.values())
+        made["generate"].click(
+            self.submit,
+            inputs_kwargs=controls | {"forever": made["forever"], "editor": self.image.editor, "mask": self.image.mask},
+            outputs=[made["result"]],
+            **private,
+        ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
+        made["interrupt"].click(None, js="() => { studio.interrupt(); }", api_visibility="private")
+        made["skip"].click(None, js="() => { studio.skip(); }", api_visibility="private")
+        made["random"].click(None, outputs=[controls["seed"]], js="() => -1", api_visibility="private")
+        made["reuse"].click(
+            None,
+            inputs=[controls["seed"]],
+            outputs=[controls["seed"]],
+            js="(seed) => studio.lastSeed(seed)",
+            api_visibility="private",
+        )
+        defaults = [
+            controls[name]
+            for name in ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "sigmas")
+        ]
+        controls["model"].input(
+            self.use_model, [controls["model"]], [*defaults, made["demo"], made["examples"]], **private
+        )
+        made["restore"].click(
+            self.restore,
+            [made["restore_id"]],
+            [*boxes, self.image.editor, self.image.mask, tabs, made["result"]],
+            js="() => [studio.pending()]",
+            **private,
+        ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
+        self.image.bind(controls)
+        made["to_image"].click(
+            self.to_image,
+            [made["restore_id"]],
+            [*self.image.targets, tabs, made["result"]],
+            js="() => [studio.pending()]",
+            **private,
+        ).success(None, inputs=[made["result"]], js="(text) => { studio.opened(text); }", api_visibility="private")
+        gr.on(
+            [box.change for box in boxes],
+            None,
+            inputs=boxes,
+            js=f"(...values) => {{ studio.saveForm({json.dumps(names)}, values); }}",
+            api_visibility="private",
+        )
+        page.load(lambda: gr.update(choices=self._model_choices()), outputs=[controls["model"]], **private)
+        page.load(
+            None,
+            inputs=boxes,
+            outputs=boxes,
+            js=f"(...values) => {{ window.studioUsual = {json.dumps(usual())};"
+            f" return studio.restoreForm({json.dumps(names)}, values); }}",
+            api_visibility="private",
+        )
+
+    def submit(self, request: gr.Request, **values: Any) -> str:
+        """Queue what the form says; return JSON for the page: {"job", "note"} or {"error", "field"}."""
+        forever, editor, mask = bool(values.pop("forever")), values.pop("editor"), values.pop("mask")
+        try:
+            if forever and self._services.public:
+                raise StudioError("Generate forever is not offered on a public page")
+            plain = from_page(GenerationRequest, values)
+            parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
+            pictures = self.image.taken(editor, mask)
+            if "image" not in pictures:  # sliders of a closed accordion, left from another picture
+                plain |= dict.fromkeys(EXTENSIONS, 0)
+            wanted = parse_request(plain | pictures)
+            job = self._services.dispatcher.submit(wanted, self._services.owner(request.headers), forever=forever)
+        except StudioError as error:
+            return json.dumps({"error": str(error), "field": error.field if isinstance(error, InvalidRequest) else ""})
+        except Exception:  # a process boundary: the page shall hear of it, and go on
+            logger.exception("submit")
+            return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
+        return json.dumps({"job": job.id, "note": self._note(job.request)})
+
+    def _note(self, request: GenerationRequest) -> str:
+        notes = []
+        if words := unknown_words(request.prompt, self._services.library.get(request.model)):
+            notes.append(TEXT["unknown"].format(words=", ".join(words[:8])))
+        if request.negative_prompt and request.guidance_scale == 1:
+            notes.append(TEXT["negative.ignored"])
+        return " ".join(notes)
+
+    def use_model(self, model_id: str) -> list[Any]:
+        """Set size, steps, guidance and sampler to the model's own."""
+        try:
+            model = self._services.library.get(model_id)
+        except StudioError as error:
+            raise gr.Error(str(error)) from error
+        values = model.defaults
+        demo = model_id == "shapes"
+        names = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler")
+        return [*(values[name] for name in names), "automatic", gr.update(visible=demo), gr.update(visible=demo)]
+
+    def restore(self, image_id: str, request: gr.Request) -> list[Any]:
+        """Put all settings of a picture into the form and show the tab."""
+        try:
+            found = self._services.gallery.found(
+                image_id, self._services.owner(request.headers) if self._services.public else None
+            )
+        except StudioError as error:
+            problem = json.dumps({"error": str(error), "field": ""})
+            return [*(gr.skip() for _ in self.controls), gr.skip(), gr.skip(), gr.skip(), problem]
+        pictures, notes = self.image.shown(found.values)
+        return [
+            *self.form_values(found.values),
+            *pictures,
+            gr.Tabs(selected="generate"),
+            json.dumps({"note": " ".join([*found.notes, *notes])}),
+        ]
+
+    def to_image(self, image_id: str, request: gr.Request) -> list[Any]:
+        """Put a picture into the image panel, as what the next one starts from."""
+        try:
+            path = self._services.gallery.path(
+                image_id, self._services.owner(request.headers) if self._services.public else None
+            )
+        except StudioError as error:
+            return [*(gr.skip() for _ in self.image.targets), gr.skip(), json.dumps({"error": str(error), "field": ""})]
+        return [*self.image.open(str(path)), gr.Tabs(selected="generate"), json.dumps({"open": "group-image"})]
+
+    def form_values(self, values: dict[str, Any]) -> list[Any]:
+        """Return one update a control, in the order of `controls`, for values read from a picture; the others stay."""
+        known = {model.id for model in self._services.library.models() if not model.problem}
+        usable = {name: value for name, value in values.items() if name != "model" or value in known}
+        shown = to_page(GenerationRequest, usable)
+        return [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
+
+
+def usual() -> dict[str, dict[str, Any]]:
+    """Return the usual values, as the page shows them, of groups whose fields do not depend on the model."""
+    plain = GenerationRequest().model_dump()
+    groups = ("hires", "variation", "outpaint", "inpaint", "more")
+    return {
+        group: to_page(GenerationRequest, {name: plain[name] for name in fields_of(GenerationRequest, group)})
+        for group in groups
+    }

@@ -1,0 +1,258 @@
+"""Plain routes beside Gradio's: state, previews, pictures, thumbnails, actions. The guard stands in front of all of them."""
+
+import asyncio
+import contextlib
+import json
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from studio.errors import StudioError
+from studio.settings import VERSION
+from studio.store.gallery import visible
+from studio.store.index import Filter
+from studio.ui.services import Services
+
+PAGE = 50
+LONG_POLL = 15.0  # seconds until a page that saw no change asks again
+MERGE = 0.002  # seconds in which several changes become one answer
+BODY_MAX = 200_000
+IDS_MAX = 2_000
+
+
+class Routes:
+    """The handlers, as methods over the same services."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._instance = secrets.token_hex(4)
+
+    def table(self) -> list[Route]:
+        """Return all routes."""
+        return [
+            Route("/healthz", self.health),
+            Route("/studio/state", self.state),
+            Route("/studio/preview/{job}", self.preview),
+            Route("/studio/image/{id}", self.image),
+            Route("/studio/thumbnail/{id}", self.thumbnail),
+            Route("/studio/metadata/{id}", self.metadata),
+            Route("/studio/gallery", self.gallery),
+            Route("/studio/images", self.change_images, methods=["POST"]),
+            Route("/studio/zip", self.zip, methods=["POST"]),
+            Route("/studio/job/{action}", self.job, methods=["POST"]),
+        ]
+
+    def _owner(self, request: Request) -> str:
+        return self._services.owner(request.headers)
+
+    def _limit(self, request: Request) -> str | None:
+        """Return whose pictures a request may see, None for everybody's."""
+        return self._owner(request) if self._services.public else None
+
+    async def health(self, request: Request) -> Response:
+        """Say that the server lives."""
+        return JSONResponse({"status": "ok", "version": VERSION, "instance": self._instance})
+
+    async def state(self, request: Request) -> Response:
+        """Answer when the state is newer than `since`, or after a while."""
+        since = whole(request.query_params.get("since", "-1"))
+        dispatcher = self._services.dispatcher
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        with dispatcher.listening(lambda: loop.call_soon_threadsafe(changed.set)):
+            if dispatcher.version == since:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), LONG_POLL)
+                await asyncio.sleep(MERGE)
+        facts = await run_in_threadpool(dispatcher.state, self._owner(request))
+        return JSONResponse(
+            facts | {"instance": self._instance, "public": self._services.public}, headers={"Cache-Control": "no-store"}
+        )
+
+    async def preview(self, request: Request) -> Response:
+        """Send the running job's newest preview to whoever knows the job's id."""
+        path = self._services.dispatcher.preview_path(request.path_params["job"])
+        if path is None or not path.is_file():
+            return Response(status_code=404)
+        return Response(path.read_bytes(), media_type="image/png", headers={"Cache-Control": "no-store"})
+
+    async def image(self, request: Request) -> Response:
+        """Send a picture as it was saved, byte for byte."""
+        return await self._file(request, self._services.gallery.path, "image/png")
+
+    async def thumbnail(self, request: Request) -> Response:
+        """Send a small picture."""
+        cache = self._services.settings.data_dir / "cache"
+        return await self._file(
+            request, lambda image_id, owner: self._services.gallery.thumbnail(image_id, cache, owner), None
+        )
+
+    async def _file(
+        self, request: Request, find: Callable[[str, str | None], Path], media_type: str | None
+    ) -> Response:
+        image_id = request.path_params["id"].removesuffix(".png")
+        try:
+            path = await run_in_threadpool(find, image_id, self._limit(request))
+        except StudioError as error:
+            return problem(error, 404)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable", "ETag": f'"{path.name}"'}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return FileResponse(path, media_type=media_type, headers=headers)
+
+    async def metadata(self, request: Request) -> Response:
+        """Return what a picture says about itself."""
+        try:
+            found = await run_in_threadpool(
+                self._services.gallery.found, request.path_params["id"], self._limit(request)
+            )
+        except StudioError as error:
+            return problem(error, 404)
+        record = found.record.model_dump(mode="json") if found.record else None
+        if record and self._services.public:
+            record["model"].pop("path")
+        return JSONResponse({"text": found.text, "record": record})
+
+    async def gallery(self, request: Request) -> Response:
+        """Return one page of the gallery, newest first."""
+        query = request.query_params
+        wanted = Filter(
+            words=query.get("words", "")[:500],
+            model=query.get("model", "")[:500],
+            day=query.get("day", "")[:10],
+            starred=query.get("starred") == "1",
+            trashed=query.get("trashed") == "1",
+        )
+        before = whole(query["before"]) if query.get("before") else None
+        index, owner = self._services.gallery.index, self._limit(request)
+        summary = before is None and owner is None  # costs a scan: once a visit, and never for strangers
+
+        def read() -> tuple[list[dict[str, object]], dict[str, Any]]:
+            more = {"choices": index.choices(), "usage": usage_line(index.usage())} if summary else {}
+            return index.page(before=before, limit=PAGE, owner=owner, **wanted), more
+
+        rows, more = await run_in_threadpool(read)
+        shown = ("id", "prompt", "model", "day", "width", "height", "seed", "starred")
+        images = [{name: row[name] for name in shown} for row in rows]
+        return JSONResponse({"images": images, "next": rows[-1]["seq"] if len(rows) == PAGE else None} | more)
+
+    async def change_images(self, request: Request) -> Response:
+        """Star, unstar, trash, restore pictures, or empty the trash; `{"action", "ids"}`."""
+        gallery = self._services.gallery
+        actions: dict[str, Callable[[list[str]], int]] = {
+            "star": lambda ids: gallery.star(ids, True),
+            "unstar": lambda ids: gallery.star(ids, False),
+            "trash": gallery.trash,
+            "restore": gallery.restore,
+            "empty": lambda ids: gallery.empty_trash(),
+        }
+        try:
+            body = await read_body(request)
+            if body.get("action") not in actions:
+                raise StudioError(f"action must be one of: {', '.join(actions)}")
+            if self._services.public:
+                raise StudioError("pictures cannot be changed on a public page")
+            number = await run_in_threadpool(actions[body["action"]], ids_of(body))
+        except StudioError as error:
+            return problem(error)
+        except OSError as error:
+            return problem(StudioError(f"that did not work: {error.strerror or error}"), 500)
+        return JSONResponse({"number": number})
+
+    async def zip(self, request: Request) -> Response:
+        """Send pictures as one zip archive."""
+        try:
+            ids = ids_of(await read_body(request))
+            allowed = await run_in_threadpool(lambda: [i for i in ids if self._visible(i, self._limit(request))])
+        except StudioError as error:
+            return problem(error)
+
+        def pack() -> bytes:
+            with tempfile.TemporaryFile() as file:
+                self._services.gallery.zip(allowed, file)
+                file.seek(0)
+                return file.read()
+
+        return Response(
+            await run_in_threadpool(pack),
+            media_type="application/zip",
+            headers={"Content-Disposition": 'attachment; filename="pictures.zip"'},
+        )
+
+    def _visible(self, image_id: str, owner: str | None) -> bool:
+        row = self._services.gallery.index.get(image_id)
+        return row is not None and visible(row, owner)
+
+    async def job(self, request: Request) -> Response:
+        """Cancel, skip, move or retry an own job; `{"job", "offset"}`."""
+        dispatcher, owner = self._services.dispatcher, self._owner(request)
+        try:
+            body = await read_body(request)
+            job, action = str(body.get("job")), request.path_params["action"]
+            if action == "retry":
+                made = await run_in_threadpool(dispatcher.retry, job, owner)
+                return JSONResponse({"job": made.id})
+            if action == "move" and self._services.public:
+                raise StudioError("the order of a public queue cannot be changed")
+            if action == "move":
+                await run_in_threadpool(dispatcher.move, job, owner, -1 if body.get("offset") == -1 else 1)
+            elif action in ("cancel", "skip"):
+                await run_in_threadpool(getattr(dispatcher, action), job, owner)
+            else:
+                raise StudioError("action must be one of: cancel, skip, move, retry")
+        except StudioError as error:
+            return problem(error)
+        return JSONResponse({})
+
+
+def whole(text: str) -> int:
+    """Read a whole number from a query; what is none counts as -1."""
+    return int(text) if text.lstrip("-").isdigit() and len(text) < 20 else -1
+
+
+async def read_body(request: Request) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        StudioError: if the body is no JSON object of a sensible size.
+    """
+    data = await request.body()
+    try:
+        body = json.loads(data) if len(data) <= BODY_MAX else None
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise StudioError("the body must be a JSON object")
+    return body
+
+
+def ids_of(body: dict[str, Any]) -> list[str]:
+    """Return the picture ids of a body.
+
+    Raises:
+        StudioError: if they are no list of at most `IDS_MAX` names.
+    """
+    ids = body.get("ids")
+    if not isinstance(ids, list) or len(ids) > IDS_MAX or not all(isinstance(value, str) for value in ids):
+        raise StudioError(f"ids must be a list of at most {IDS_MAX} picture ids")
+    return ids
+
+
+def problem(error: StudioError, status: int = 400) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=status)
+
+
+def usage_line(usage: dict[str, int]) -> str:
+    """Say how much disk the pictures take."""
+
+    def size(number: int) -> str:
+        return f"{number / 2**20:,.1f} MB"
+
+    line = f"{usage['images']:,} pictures, {size(usage['bytes'])}"
+    return line + (f" · trash: {usage['trashed']:,}, {size(usage['trashed_bytes'])}" if usage["trashed"] else "")

@@ -1,0 +1,32 @@
+"""What the page stands on: handed to every tab, route and endpoint, so that none of them imports another room."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from studio.settings import Settings
+from studio.store.gallery import Gallery
+from studio.store.library import Library
+from studio.ui.guard import Policy, client_of
+
+EVERYBODY = "local"  # at home all browsers are the same person: laptop and phone see the same queue and gallery
+
+
+@dataclass(frozen=True)
+class Services:
+    """The objects that `app.py` built. `dispatcher` is `studio.executors.dispatcher.Dispatcher`, known here by its methods only."""
+
+    settings: Settings
+    policy: Policy
+    dispatcher: Any
+    gallery: Gallery
+    library: Library
+
+    @property
+    def public(self) -> bool:
+        """Whether strangers may be looking."""
+        return self.policy.mode in ("share", "space")
+
+    def owner(self, headers: Mapping[str, str]) -> str:
+        """Return whose jobs and pictures a request may see."""
+        return client_of(headers) if self.public else EVERYBODY
