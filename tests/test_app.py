@@ -1,0 +1,338 @@
+"""The launched app: public endpoints, pictures as routes, wrong input, restart, ports."""
+
+import base64
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from studio.settings import ROOT
+from studio.spec import IMAGE_FIELDS, GenerationRequest
+from studio.store.metadata import read_picture
+from studio.ui.api import Api
+from studio.ui.forms import build_control, facts_of, fields_of, from_page, to_page
+from tests.conftest import App, launch
+
+PROMPT = "a red circle on a blue background"
+PUBLIC = {"/txt2img", "/img2img", "/inpaint", "/models", "/schedulers", "/gallery", "/job", "/cancel"}
+
+
+TEXT_FIELDS = {
+    name: field
+    for name, field in GenerationRequest.model_fields.items()
+    if facts_of(field)["group"] not in ("image", "inpaint", "outpaint")
+}
+
+
+def as_text(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def client(app: App) -> Client:
+    return Client(app.url, verbose=False)
+
+
+def test_the_public_endpoints_are_these_and_are_documented(client: Client) -> None:
+    info = client.view_api(return_format="dict", print_info=False)
+    assert set(info["named_endpoints"]) == PUBLIC
+    assert not info["unnamed_endpoints"]
+    parameters = {p["parameter_name"]: p for p in info["named_endpoints"]["/txt2img"]["parameters"]}
+    assert set(parameters) == set(TEXT_FIELDS) | {"wait"}
+    assert parameters["width"]["parameter_has_default"]
+
+
+def test_txt2img_has_the_fields_and_defaults_of_the_request() -> None:
+    import inspect
+
+    signature = inspect.signature(Api.txt2img).parameters
+    for name, field in TEXT_FIELDS.items():
+        if name == "prompt":
+            assert signature[name].default is inspect.Parameter.empty
+        else:
+            assert signature[name].default == field.default, name
+
+
+def test_txt2img_makes_pictures_that_are_saved(client: Client, app: App) -> None:
+    made = client.predict(prompt=PROMPT, seed=5, num_images_per_prompt=2, num_inference_steps=3, api_name="/txt2img")
+    assert (made["state"], made["seed"], len(made["images"])) == ("done", 5, 2)
+    for image in made["images"]:
+        answer = app.get(image["url"])
+        (path,) = (app.data / "images").rglob(f"{image['id']}.png")
+        assert answer.content == path.read_bytes()
+        assert read_picture(path).values["prompt"] == PROMPT
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert app.get(image["url"], headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    rows = client.predict(words="circle", api_name="/gallery")["images"]
+    assert [row["id"] for row in rows[:2]] == [image["id"] for image in reversed(made["images"])]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_the_page_process_has_no_torch_even_after_drawing(client: Client, app: App) -> None:
+    client.predict(prompt=PROMPT, num_inference_steps=1, api_name="/txt2img")
+    assert "libtorch" not in Path(f"/proc/{app.process.pid}/maps").read_text()
+    workers = psutil.Process(app.process.pid).children(recursive=True)
+    assert any("libtorch" in Path(f"/proc/{worker.pid}/maps").read_text() for worker in workers)
+
+
+def test_a_job_can_be_watched_and_cancelled(client: Client) -> None:
+    made = client.predict(prompt=PROMPT, num_images_per_prompt=60, wait=False, api_name="/txt2img")
+    assert made["state"] in ("queued", "running")
+    client.predict(job=made["job"], api_name="/cancel")
+    for _ in range(200):
+        state = client.predict(job=made["job"], api_name="/job")["state"]
+        if state == "cancelled":
+            return
+        time.sleep(0.1)
+    raise AssertionError(state)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"width": 500}, "width=500 must be a multiple of 8; use 496 or 504"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"scheduler": "foo"}, "scheduler='foo' is not known"),
+        ({"model": "../x"}, "is not in the library"),
+        ({"prompt": "x" * 1_000_000}, "at most 20,000 are allowed"),
+        ({"clip_skip": 9}, "clip_skip=9 must be less than"),
+    ],
+)
+def test_wrong_input_is_told_in_one_sentence_and_the_next_job_works(
+    client: Client, values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(AppError) as caught:
+        client.predict(**({"prompt": PROMPT} | values), api_name="/txt2img")
+    assert sentence in str(caught.value)
+    assert client.predict(prompt=PROMPT, num_inference_steps=1, api_name="/txt2img")["state"] == "done"
+
+
+def test_pictures_can_be_sent_to_img2img_and_inpaint(client: Client, app: App) -> None:
+    blue, mask = Image.new("RGB", (128, 128), (40, 70, 215)), Image.new("L", (128, 128), 0)
+    mask.paste(255, (32, 32, 96, 96))
+    few = {"num_inference_steps": 4, "seed": 3}
+    made = client.predict(image=as_text(blue), prompt=PROMPT, settings=few, api_name="/img2img")
+    record = app.get(f"/studio/metadata/{made['images'][0]['id']}").json()["record"]
+    reference = record["request"]["image"]
+    assert (app.data / "blobs" / reference[5:7] / f"{reference[5:]}.png").is_file()
+    made = client.predict(
+        image=reference, mask_image=as_text(mask), prompt=PROMPT, settings=few | {"mask_blur": 0}, api_name="/inpaint"
+    )
+    picture = Image.open(io.BytesIO(app.get(made["images"][0]["url"]).content))
+    assert picture.crop((0, 0, 128, 32)).getcolors() == [(128 * 32, (40, 70, 215))]
+    for values, sentence in (
+        ({"image": "/etc/passwd"}, "image must be a picture file as base64"),
+        ({"image": "blob:" + "0" * 64}, "choose the picture again"),
+        ({"image": as_text(blue), "settings": {"mask_image": "../x"}}, "mask_image must be a picture file as base64"),
+        ({"image": as_text(blue), "settings": {"zebra": 1}}, "zebra is not a field"),
+    ):
+        with pytest.raises(AppError) as caught:
+            client.predict(**({"prompt": PROMPT} | values), api_name="/img2img")
+        assert sentence in str(caught.value)
+
+
+def test_lists(client: Client) -> None:
+    assert "shapes" in [model["id"] for model in client.predict(api_name="/models")]
+    assert "DPM++ 2M" in [scheduler["name"] for scheduler in client.predict(api_name="/schedulers")]
+
+
+def test_routes_refuse_what_they_do_not_know(app: App) -> None:
+    assert app.get("/healthz").json()["status"] == "ok"
+    for path in (
+        "/studio/image/nonsense",
+        "/studio/image/..%2f..%2fstudio.db",
+        "/studio/thumbnail/x",
+        "/studio/metadata/x",
+        "/studio/preview/x",
+    ):
+        assert app.get(path).status_code == 404, path
+    assert app.get("/studio/gallery?before=x&words=%00").status_code == 200
+    for path, body in (
+        ("images", {"action": "burn"}),
+        ("images", {"action": "star", "ids": "x"}),
+        ("job/fly", {}),
+        ("job/cancel", {"job": "x"}),
+    ):
+        answer = httpx.post(f"{app.url}/studio/{path}", json=body)
+        assert (answer.status_code, "error" in answer.json()) == (400, True)
+    assert httpx.post(f"{app.url}/studio/images", content=b"[" * 100_000).status_code == 400
+    assert httpx.get(f"{app.url}/studio/state", headers={"Host": "evil.example"}).status_code == 403
+    assert httpx.get(f"{app.url}/gradio_api/file={app.data}/studio.db").status_code in (403, 404)
+
+
+def test_the_gallery_can_be_changed_and_packed(client: Client, app: App) -> None:
+    made = client.predict(prompt="a green star", num_images_per_prompt=2, num_inference_steps=1, api_name="/txt2img")
+    ids = [image["id"] for image in made["images"]]
+
+    def change(action: str, *which: str) -> int:
+        return httpx.post(f"{app.url}/studio/images", json={"action": action, "ids": list(which)}).json()["number"]
+
+    change("star", ids[0])
+    assert change("trash", *ids) == 1
+    starred = app.get("/studio/gallery?starred=1").json()["images"]
+    assert [row["id"] for row in starred] == [ids[0]]
+    assert app.get("/studio/gallery?trashed=1").json()["images"][0]["id"] == ids[1]
+    assert change("restore", ids[1]) == 1
+    archive = httpx.post(f"{app.url}/studio/zip", json={"ids": ids})
+    assert archive.content[:2] == b"PK"
+    change("unstar", ids[0])
+    change("trash", *ids)
+    assert change("empty") == 2
+    assert app.get(f"/studio/image/{ids[0]}").status_code == 404
+
+
+def test_a_restart_keeps_the_queue(tmp_path: Path) -> None:
+    first = launch(tmp_path)
+    client = Client(first.url, verbose=False)
+    running = client.predict(
+        prompt=PROMPT, seed=1, num_inference_steps=150, num_images_per_prompt=8, wait=False, api_name="/txt2img"
+    )["job"]
+    waiting = client.predict(prompt=PROMPT, seed=2, num_inference_steps=1, wait=False, api_name="/txt2img")["job"]
+    for _ in range(600):
+        if any(job.get("progress") for job in first.get("/studio/state?since=-1").json()["jobs"]):
+            break
+        time.sleep(0.1)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    second = launch(tmp_path)
+    try:
+        client = Client(second.url, verbose=False)
+        assert client.predict(job=running, api_name="/job")["state"] in ("queued", "running")
+        assert client.predict(job=waiting, api_name="/job")["state"] == "queued"
+        client.predict(job=running, api_name="/cancel")
+        for _ in range(600):
+            answer = client.predict(job=waiting, api_name="/job")
+            if answer["state"] == "done":
+                break
+            time.sleep(0.1)
+        assert len(answer["images"]) == 1
+        third = subprocess.run(
+            [sys.executable, "app.py", "--data-dir", str(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert third.returncode == 2
+        assert "another Studio runs on" in third.stderr
+    finally:
+        second.stop()
+
+
+def test_a_port_that_was_asked_for_by_name_is_not_replaced(app: App, tmp_path: Path) -> None:
+    port = app.url.rsplit(":", 1)[1]
+    command = [sys.executable, "app.py", "--data-dir", str(tmp_path), "--port", port]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 2
+    assert (
+        answer.stderr.strip().splitlines()[-1]
+        == f"app.py: port {port} is in use; choose another one with --port, or leave --port out to take the next free one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "--auth"),
+        (["--port", "70000"], "port=70000 must be at most 65535"),
+        (["--device", "tpu"], "device='tpu'"),
+        (["--model", "typo"], "model='typo' is not in the library"),
+        (["--host", "203.0.113.9", "--auth", "a:bcdefgh"], "cannot listen on 203.0.113.9"),
+        (["--auth", "anna"], "USER:PASSWORD"),
+    ],
+)
+def test_wrong_flags_exit_2_with_one_line(tmp_path: Path, flags: list[str], sentence: str) -> None:
+    command = [sys.executable, "app.py", "--data-dir", str(tmp_path), *flags]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 2
+    assert sentence in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_login_covers_our_own_routes(tmp_path: Path) -> None:
+    running = launch(tmp_path, "--auth", "anna:correct horse")
+    try:
+        for path in ("/studio/state", "/studio/gallery", "/studio/image/x"):
+            assert running.get(path).status_code == 401
+        with httpx.Client(base_url=running.url) as browser:
+            assert browser.post("/login", data={"username": "anna", "password": "wrong"}).status_code == 400
+            assert browser.post("/login", data={"username": "anna", "password": "correct horse"}).status_code == 200
+            assert browser.get("/studio/state?since=-1").status_code == 200
+        client = Client(running.url, auth=("anna", "correct horse"), verbose=False)
+        assert client.predict(prompt=PROMPT, num_inference_steps=1, api_name="/txt2img")["state"] == "done"
+    finally:
+        running.stop()
+
+
+def test_on_a_space_visitors_see_only_their_own(tmp_path: Path) -> None:
+    environment = {"SPACE_ID": "me/studio", "SPACE_HOST": "me-studio.hf.space"}
+    running = launch(tmp_path, "--port", "7957", "--host", "127.0.0.1", environment=environment)
+    try:
+        headers = {"Host": "me-studio.hf.space"}
+        visitors = [httpx.Client(base_url=running.url, headers=headers) for _ in range(2)]
+        for visitor in visitors:
+            visitor.get("/")
+            name, value = visitor.cookies.jar.__iter__().__next__().name, next(iter(visitor.cookies.jar)).value
+            visitor.headers["Cookie"] = f"{name}={value}"  # the cookie is for https only
+        owner = visitors[0].headers["Cookie"].split("=")[1]
+        client = Client(running.url, verbose=False, headers={"Cookie": f"studio_client={owner}"})
+        made = client.predict(prompt=PROMPT, num_inference_steps=1, api_name="/txt2img")
+        url = made["images"][0]["url"]
+        assert [visitor.get(url).status_code for visitor in visitors] == [200, 404]
+        assert [len(visitor.get("/studio/gallery").json()["images"]) for visitor in visitors] == [1, 0]
+        assert len(client.predict(api_name="/gallery")["images"]) == 1
+        assert Client(running.url, verbose=False).predict(api_name="/gallery")["images"] == []
+        assert (
+            visitors[0].post("/studio/images", json={"action": "trash", "ids": [made["images"][0]["id"]]}).status_code
+            == 400
+        )
+        assert "path" not in visitors[0].get(f"/studio/metadata/{made['images'][0]['id']}").json()["record"]["model"]
+    finally:
+        running.stop()
+
+
+def test_share_without_a_login_makes_one(tmp_path: Path) -> None:
+    running = launch(tmp_path, "--share", "--executor", "inline")
+    try:
+        printed = running.output.read_text()
+        assert "Login for the public link: user studio, password " in printed
+        assert len(printed.split("password ")[1].split()[0]) >= 20
+        assert running.get("/studio/state").status_code == 401
+    finally:
+        running.stop()
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
+    running = launch(tmp_path, "--device", "cuda:7")
+    try:
+        with pytest.raises(Exception, match="device='cuda:7' is not there"):
+            Client(running.url, verbose=False).predict(prompt=PROMPT, api_name="/txt2img")
+    finally:
+        running.stop()
+
+
+def test_the_forms_controls_are_the_requests_fields() -> None:
+    groups = {facts_of(field).get("group") for field in GenerationRequest.model_fields.values()}
+    listed = [name for group in sorted(map(str, groups)) for name in fields_of(GenerationRequest, group)]
+    assert sorted([*listed, *IMAGE_FIELDS]) == sorted(GenerationRequest.model_fields)
+    control = build_control(GenerationRequest, "num_inference_steps", 20)
+    assert (control.minimum, control.maximum, control.value) == (1, 150, 20)  # type: ignore[attr-defined]
+    clip = build_control(GenerationRequest, "clip_skip", 0)
+    assert (clip.minimum, clip.value) == (1, 1)  # type: ignore[attr-defined]
+    assert from_page(GenerationRequest, to_page(GenerationRequest, {"clip_skip": 3, "prompt": "x"})) == {
+        "clip_skip": 3,
+        "prompt": "x",
+    }
