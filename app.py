@@ -149,7 +149,7 @@ class Studio:
         self.settings = settings
         self.database = Database(settings.data_dir / "studio.db")
         self.gallery = Gallery(settings.data_dir / "images", ImageIndex(self.database))
-        self.library = Library(settings.model_folders, self.database)
+        self.library = Library(settings.model_folders, self.database, settings.part_roots)
         executor = make_executor(settings, self.gallery, lambda event: self.dispatcher.hear(event))
         self.dispatcher: Dispatcher = Dispatcher(
             executor, JobStore(self.database), self.library, self.gallery.blobs, preview=settings.preview

@@ -109,7 +109,8 @@ def open_engine(settings: Settings) -> Any:
     from studio.engine.engine import Engine
     from studio.store.gallery import new_image_id, utc_now
 
-    return Engine(open_device(settings.device, settings.cpu_threads), utc_now, new_image_id)
+    device = open_device(settings.device, settings.cpu_threads)
+    return Engine(device, utc_now, new_image_id, settings.annotators)
 
 
 def generate(settings: Settings, flags: argparse.Namespace) -> int:
@@ -119,16 +120,21 @@ def generate(settings: Settings, flags: argparse.Namespace) -> int:
     from studio.store.inputs import canvas_size, take_inputs
     from studio.store.jobs import new_job_id
 
-    library, blobs = Library(settings.model_folders), BlobStore(flags.out / "blobs")
+    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    blobs = BlobStore(flags.out / "blobs")
     requests = [
         take_inputs(request, blobs, flags.request.parent) for request in read_requests(flags.request, flags.set)
     ]
     resolved = [
         library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests
     ]
+    jobs = [
+        Job(id=new_job_id(), request=request, model=model, parts=library.parts_of(request))
+        for request, model in resolved
+    ]
     engine, stopped = open_engine(settings), []
     signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
-    for number, (request, model) in enumerate(resolved):
+    for number, job in enumerate(jobs):
 
         def commit(png: bytes, record: ImageRecord) -> str:
             return str(save_picture(flags.out, record.id, png, record))
@@ -140,7 +146,7 @@ def generate(settings: Settings, flags: argparse.Namespace) -> int:
         watch = Watch(tell, lambda: "interrupt" if stopped else "")
         with DeviceLease(engine.device.key).held(lambda: bool(stopped)) as mine:
             if mine:
-                engine.generate(Job(id=new_job_id(), request=request, model=model), blobs.open, commit, watch)
+                engine.generate(job, blobs.open, commit, watch)
         if stopped:
             return INTERRUPTED
     return DONE
@@ -156,7 +162,7 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
             "image",
             f"{flags.image} was not made by Studio, or its `studio` chunk was removed; there is nothing to replay",
         )
-    library = Library(settings.model_folders)
+    library = Library(settings.model_folders, part_roots=settings.part_roots)
     model = library.reference(library.get(record.model.id))
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():

@@ -76,7 +76,7 @@ def first_problem(error: ValidationError) -> InvalidRequest:
             field, f"{field} has {len(value):,} characters; at most {context['max_length']:,} are allowed"
         )
     if kind == "value_error":
-        return InvalidRequest(field, str(context["error"]))
+        return InvalidRequest(field, f"{field}: {context['error']}" if "." in field else str(context["error"]))
     if kind == "missing":
         return InvalidRequest(field, f"{field} is missing")
     return InvalidRequest(field, f"{field}={shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}")

@@ -27,12 +27,29 @@ class ModelRef(Frozen):
     latent_rgb: tuple[tuple[float, float, float], ...] = ()
 
 
+class PartRef(Frozen):
+    """One model beside the main one, as it was when a job was submitted.
+
+    Attributes:
+        kind: key of `parts.KINDS`: `controlnet`, `upscaler` ….
+        id: name in the library.
+        path: its file or folder.
+        sha256: of its content.
+    """
+
+    kind: str
+    id: str
+    path: str
+    sha256: str
+
+
 class Job(Frozen):
     """A request with every name, default and seed resolved: what is queued, journalled and sent to the worker."""
 
     id: str
     request: GenerationRequest
     model: ModelRef
+    parts: tuple[PartRef, ...] = ()
     owner: str = ""
     preview: bool = True
 
@@ -56,6 +73,7 @@ class ImageRecord(Frozen):
     created: str
     request: GenerationRequest
     model: ModelRef
+    parts: tuple[PartRef, ...] = ()
     seed: int
     index: int
     machine: Machine

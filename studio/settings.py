@@ -55,6 +55,16 @@ class Settings(Frozen):
         """Folders in which diffusers folders are looked for, ours first."""
         return (ROOT / "presets" / "models", self.data_dir / "models" / "checkpoints", *self.extra_models)
 
+    @property
+    def part_roots(self) -> tuple[Path, ...]:
+        """Folders that hold `controlnets`, `upscalers` and other parts, ours first."""
+        return (ROOT / "presets", *self.extra_models, self.data_dir / "models")
+
+    @property
+    def annotators(self) -> Path:
+        """Folder of the preprocessors' weights."""
+        return self.data_dir / "models" / "annotators"
+
 
 def read_settings(flags: dict[str, object], environment: dict[str, str]) -> Settings:
     """Join flags (which win) and `STUDIO_*` variables.

@@ -1,5 +1,6 @@
 """Shared pieces: one engine a session, the embedded model, small data roots, and an app that is really launched."""
 
+import io
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["STUDIO_CPU_THREADS"] = "1"
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from studio.events import Event, Finished, ImageReady
 from studio.records import ImageRecord, Job
@@ -26,6 +29,7 @@ from studio.store.index import Database, ImageIndex
 from studio.store.inputs import canvas_size
 from studio.store.jobs import new_job_id
 from studio.store.library import Library
+from studio.units import UNIT_FIELDS
 
 MODELS = ROOT / "presets" / "models"
 
@@ -37,8 +41,8 @@ def own_leases(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def library() -> Library:
-    return Library((MODELS,))
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return Library((MODELS,), part_roots=(MODELS.parent, tmp_path_factory.mktemp("parts")))
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +72,22 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> BlobStore:
     return BlobStore(tmp_path_factory.mktemp("blobs"))
 
 
+def stored(unit: dict[str, Any], blobs: BlobStore) -> dict[str, Any]:
+    """Return a unit whose pictures (PNG bytes or paths) are references."""
+    unit = dict(unit)
+    if "image" in unit:
+        unit["image"] = blobs.add(unit["image"], "image")
+    if "images" in unit:
+        unit["images"] = [blobs.add(image, "images") for image in unit["images"]]
+    return unit
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """Return a PNG's pixels, (H, W, 3) uint8."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.array(image.convert("RGB"))
+
+
 @pytest.fixture(scope="session")
 def draw(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]:
     """Generate with the session's engine: `draw(prompt="…", seed=1)`; pictures are PNG bytes or paths."""
@@ -77,6 +97,8 @@ def draw(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]
         *, stop: Callable[[Made], str] = lambda made: "", preview: Callable[[bytes], str] | None = None, **values: Any
     ) -> Made:
         values |= {name: blobs.add(values[name], name) for name in IMAGE_FIELDS if name in values}
+        for name in UNIT_FIELDS:
+            values[name] = [stored(unit, blobs) for unit in values.get(name, ())]
         wanted = parse_request(values)
         request, model = library.resolve(wanted, 7, canvas_size(wanted, blobs))
         made = Made()
@@ -86,7 +108,7 @@ def draw(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]
             made.records.append(record)
             return "here"
 
-        job = Job(id=new_job_id(), request=request, model=model)
+        job = Job(id=new_job_id(), request=request, model=model, parts=library.parts_of(request))
         engine.generate(job, blobs.open, commit, Watch(made.events.append, lambda: stop(made), preview))
         assert len([event for event in made.events if isinstance(event, ImageReady)]) == len(made.pictures)
         return made

@@ -22,6 +22,8 @@ PURE = {
     "fields",
     "preprocessors",
     "records",
+    "units",
+    "parts",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),

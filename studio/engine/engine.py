@@ -5,16 +5,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
+from studio.engine.parts import PartManager
 from studio.engine.passes import Steps, enlarged, mixed_noise, preview_event, run_pass, to_pixels
 from studio.engine.pipelines import PipelineManager
 from studio.engine.previews import encode_png
 from studio.engine.prompts import encode_prompts
 from studio.engine.tasks import LoadImage, Start
+from studio.engine.units import Units
 from studio.errors import DeviceError, ModelError
 from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
 from studio.families import FAMILIES
@@ -78,10 +82,18 @@ class Engine:
         device: from `open_device`.
         clock: wall time, for records.
         name_image: makes the id of a new picture from the time.
+        annotators: folder of the preprocessors' weights.
     """
 
-    def __init__(self, device: Device, clock: Callable[[], datetime], name_image: Callable[[datetime], str]) -> None:
-        self.device, self.pipelines = device, PipelineManager(device)
+    def __init__(
+        self,
+        device: Device,
+        clock: Callable[[], datetime],
+        name_image: Callable[[datetime], str],
+        annotators: Path = Path("data/models/annotators"),
+    ) -> None:
+        self.device, self.pipelines, self.parts = device, PipelineManager(device), PartManager(device)
+        self.preprocessors = Preprocessors(annotators, device.place)
         self._clock, self._name_image = clock, name_image
 
     def generate(self, job: Job, load_image: LoadImage, commit: Commit, watch: Watch) -> None:
@@ -99,11 +111,12 @@ class Engine:
         request = job.request
         watch.emit(Started(job=job.id))
         start = Start(request, load_image)
+        units = Units(job, load_image, start, parts=self.parts, preprocessors=self.preprocessors)
         made, interrupted = 0, False
         for first in range(0, request.num_images_per_prompt, request.batch_size):
             seeds = request.seeds[first : first + request.batch_size]
             try:
-                pictures = self._group(job, start, first, seeds, watch)
+                pictures = self._group(job, (start, units), first, seeds, watch)
             except Interrupted as stopped:
                 if stopped.stop == "skip":
                     continue
@@ -116,9 +129,9 @@ class Engine:
                 made += 1
         watch.emit(Finished(job=job.id, images=made, interrupted=interrupted))
 
-    def _group(self, job: Job, start: Start, first: int, seeds: list[int], watch: Watch) -> np.ndarray:
+    def _group(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], watch: Watch) -> np.ndarray:
         """Make one group, whose first picture is number `first` of the job, (B, H, W, 3) uint8."""
-        request = job.request
+        request, (start, _) = job.request, given
         watch.check()
         if start.unchanged is not None:
             return np.stack([start.unchanged] * len(seeds))
@@ -130,7 +143,7 @@ class Engine:
         )
         try:
             with torch.inference_mode():
-                made = self._passes(job, start, first, seeds, steps)
+                made = self._passes(job, given, first, seeds, steps)
         except torch.OutOfMemoryError as error:
             self.pipelines.collect()
             size = f"{request.width} x {request.height}, {len(seeds)} at once"
@@ -143,9 +156,9 @@ class Engine:
             )
         return start.finish(to_pixels(made))
 
-    def _passes(self, job: Job, start: Start, first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
+    def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
         """Run the first pass, and the second if a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
-        request = job.request
+        request, (start, units) = job.request, given
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
@@ -159,14 +172,16 @@ class Engine:
             if hires and request.hires_upscaler == "latent":
                 more["output_type"] = "latent"
             steps.begin(int(again * request.hires_strength) / (request.num_inference_steps or 1) if hires else 0.0)
-            made = run_pass(pipe, request, prompts, generators, steps, **more)
+            with units.applied(pipe, request.canvas, len(seeds)) as steered:
+                made = run_pass(steered, request, prompts, generators, steps, **more)
         if not hires:
             return made
         with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
             image = enlarged(pipe, made, request)
             steps.begin()
             more = {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
-            return run_pass(pipe, request, prompts, generators, steps, **more)
+            with units.applied(pipe, request.hires_size, len(seeds)) as steered:
+                return run_pass(steered, request, prompts, generators, steps, **more)
 
     def _record(self, job: Job, seed: int, index: int) -> ImageRecord:
         now = self._clock()
@@ -175,6 +190,7 @@ class Engine:
             created=now.isoformat(timespec="milliseconds"),
             request=job.request,
             model=job.model,
+            parts=job.parts,
             seed=seed,
             index=index,
             machine=self.device.machine,

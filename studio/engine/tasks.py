@@ -68,6 +68,26 @@ class Start:
             raise InvalidRequest("mask_image", str(error)) from error
         self.picture = self.plan.picture
 
+    def placed(self, own: np.ndarray | None, width: int, height: int) -> np.ndarray:
+        """Lay a control picture where the picture itself lies.
+
+        Args:
+            own: (H, W, 3); None takes the picture itself.
+            width: of what is drawn, in pixels.
+            height: likewise.
+
+        Returns:
+            (height, width, 3).
+        """
+        if own is None:
+            assert self.picture is not None
+            return fit(self.picture, width, height, "stretch")
+        if self.plan is None or not self.request.only_masked:
+            return fit(own, width, height, self.request.resize_mode)
+        rows, columns = self.plan.source.shape[:2]
+        left, top, right, bottom = self.plan.box
+        return fit(fit(own, columns, rows, self.request.resize_mode)[top:bottom, left:right], width, height, "fill")
+
     @property
     def unchanged(self) -> np.ndarray | None:
         """The result, if there is nothing to do because the strength is 0: (H, W, 3) uint8."""

@@ -14,7 +14,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.events import Event, Failed, Finished, ImageReady, Preview, Progress, Ready, Started
 from studio.executors.base import Executor
 from studio.records import Job
-from studio.spec import IMAGE_FIELDS, SEED_MAX, GenerationRequest
+from studio.spec import SEED_MAX, GenerationRequest, pictures_of
 from studio.store.blobs import BlobStore, is_reference
 from studio.store.inputs import canvas_size
 from studio.store.jobs import CANCELLED, DONE, FAILED, RUNNING, WAITING, Entry, JobStore, new_job_id
@@ -103,12 +103,13 @@ class Dispatcher:
         """
         if self.jobs.count_waiting() >= MAX_WAITING:
             raise StudioError(f"the queue is full ({MAX_WAITING} jobs wait); cancel some or wait")
-        for name in IMAGE_FIELDS:
-            if (given := getattr(request, name)) and not is_reference(given):
+        for name, given in pictures_of(request).items():
+            if not is_reference(given):
                 raise InvalidRequest(name, f"{name} must be a picture that was uploaded, not a path")
         size = canvas_size(request, self.blobs)
         resolved, model = self.library.resolve(request, secrets.randbelow(SEED_MAX - 64), size)
-        job = Job(id=new_job_id(), request=resolved, model=model, owner=owner, preview=self._preview)
+        parts = self.library.parts_of(resolved)
+        job = Job(id=new_job_id(), request=resolved, model=model, parts=parts, owner=owner, preview=self._preview)
         self.jobs.add(job, forever=forever)
         self._touch()
         return job

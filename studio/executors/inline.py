@@ -25,7 +25,7 @@ class InlineExecutor:
 
         if self._engine is None:
             device = open_device(self._settings.device, self._settings.cpu_threads)
-            self._engine = Engine(device, utc_now, new_image_id)
+            self._engine = Engine(device, utc_now, new_image_id, self._settings.annotators)
             self._heard(Ready(device=device.title))
         return self._engine
 

@@ -60,7 +60,8 @@ class Worker:
         gallery = Gallery(data / "images", ImageIndex(Database(data / "studio.db")))
         engine, problem = None, ""
         try:
-            engine = Engine(open_device(self.settings.device, self.settings.cpu_threads), utc_now, new_image_id)
+            device = open_device(self.settings.device, self.settings.cpu_threads)
+            engine = Engine(device, utc_now, new_image_id, self.settings.annotators)
             free, total = engine.device.memory or (None, None)
             self.emit(Ready(device=engine.device.title, memory_free=free, memory_total=total))
         except StudioError as error:

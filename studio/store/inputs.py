@@ -6,7 +6,7 @@ from PIL import ImageChops
 
 from studio.errors import InvalidRequest
 from studio.fields import SIZE_STEP
-from studio.spec import IMAGE_FIELDS, SIZE_MAX, GenerationRequest
+from studio.spec import SIZE_MAX, GenerationRequest, pictures_of, with_pictures
 from studio.store.blobs import BlobStore, is_reference
 
 SIDE_MIN = 64
@@ -24,15 +24,12 @@ def take_inputs(request: GenerationRequest, blobs: BlobStore, base: Path) -> Gen
         InvalidRequest: if a file is no picture that can be used, or a reference is unknown.
     """
     taken = {}
-    for name in IMAGE_FIELDS:
-        given = getattr(request, name)
-        if given is None:
-            continue
+    for name, given in pictures_of(request).items():
         if is_reference(given):
             blobs.path(given, name)
         else:
             taken[name] = blobs.add(base / given, name)
-    return request.model_copy(update=taken)
+    return with_pictures(request, taken)
 
 
 def canvas_size(request: GenerationRequest, blobs: BlobStore) -> tuple[int, int] | None:

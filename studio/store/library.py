@@ -1,8 +1,5 @@
 """Models on disk: what is in the model folders, whether it is safe and whole, and what it is. Reads headers only, no torch."""
 
-import hashlib
-import json
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,13 +8,15 @@ import yaml
 
 from studio.errors import InvalidRequest, ModelError, StudioError
 from studio.families import FAMILIES, detect_family, task_problem
-from studio.records import ModelRef
+from studio.parts import shape_of
+from studio.records import ModelRef, PartRef
 from studio.schedulers import canonical, noise_kind, scheduler_problem
 from studio.spec import GenerationRequest, fill_defaults, parse_request
-from studio.store import writer
+from studio.store.hashes import Hashes
+from studio.store.headers import read_json, safetensors_problem
 from studio.store.index import Database
+from studio.store.parts import PartLibrary
 
-HEADER_MAX = 100_000_000
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 WEIGHTS = (".safetensors", *PICKLES)
 DEPTH = 3
@@ -33,6 +32,7 @@ class Model:
     family: str = ""
     noise: str = "diffusion"
     kind: str = ""
+    shape: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     latent_rgb: tuple = ()
     words: frozenset[str] = frozenset()
@@ -46,10 +46,14 @@ class Library:
     Args:
         folders: looked through in order; of two models with one name the first counts.
         database: remembers hashes of large files; None hashes anew each time.
+        part_roots: folders of ControlNets, adapters and other parts.
     """
 
-    def __init__(self, folders: tuple[Path, ...], database: Database | None = None) -> None:
-        self.folders, self._database = folders, database
+    def __init__(
+        self, folders: tuple[Path, ...], database: Database | None = None, part_roots: tuple[Path, ...] = ()
+    ) -> None:
+        self.folders, self._hashes = folders, Hashes(database)
+        self.parts = PartLibrary(part_roots, self._hashes)
         self._known: dict[Path, tuple[list[tuple[str, int, int]], Model]] = {}
 
     def models(self) -> list[Model]:
@@ -91,7 +95,7 @@ class Library:
             path=str(model.path),
             title=model.title,
             family=model.family,
-            sha256=self._folder_sha256(model.path),
+            sha256=self._hashes.of_folder(model.path, _model_files(model.path)),
             noise=model.noise,
             kind=model.kind,
             latent_rgb=model.latent_rgb,
@@ -120,27 +124,9 @@ class Library:
             raise InvalidRequest("scheduler", problem)
         return filled, self.reference(model)
 
-    def _folder_sha256(self, folder: Path) -> str:
-        digest = hashlib.sha256()
-        for path in sorted(_model_files(folder)):
-            digest.update(f"{path.relative_to(folder).as_posix()} {self._file_sha256(path)}\n".encode())
-        return digest.hexdigest()
-
-    def _file_sha256(self, path: Path) -> str:
-        if self._database is None:
-            return writer.file_sha256(path)
-        facts = path.stat()
-        known = self._database.rows(
-            "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND mtime = ?",
-            [str(path), facts.st_size, facts.st_mtime_ns],
-        )
-        if known:
-            return known[0]["sha256"]
-        sha256 = writer.file_sha256(path)
-        self._database.execute(
-            "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", [str(path), facts.st_size, facts.st_mtime_ns, sha256]
-        )
-        return sha256
+    def parts_of(self, request: GenerationRequest) -> tuple[PartRef, ...]:
+        """Find the parts that a resolved request names; see `PartLibrary.of_request`."""
+        return self.parts.of_request(request, self.get(request.model).shape)
 
 
 def _usable(model: Model) -> Model:
@@ -172,13 +158,14 @@ def read_model(name: str, folder: Path) -> Model:
     """Read what a model folder says about itself."""
     try:
         facts = read_facts(folder)
-        index = _read_json(folder / "model_index.json")
-        detected, kind = detect_family(index, _read_json(folder / "unet" / "config.json"))
+        index = read_json(folder / "model_index.json")
+        denoiser = read_json(folder / "unet" / "config.json")
+        detected, kind = detect_family(index, denoiser)
         family = facts.get("family", detected)
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
         check_weights(folder, index)
-        scheduler = _read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
         own = facts.get("defaults", {})
         defaults = FAMILIES[family].defaults | {
             "scheduler": canonical(scheduler) or FAMILIES[family].defaults["scheduler"]
@@ -192,6 +179,7 @@ def read_model(name: str, folder: Path) -> Model:
             family=family,
             noise=noise_kind(scheduler),
             kind=kind,
+            shape=shape_of(denoiser),
             defaults=defaults,
             latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
             words=frozenset(facts.get("words", ())),
@@ -218,17 +206,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else "is no valid JSON"
-        raise ModelError(f"{path.parent.name}/{path.name} {reason}; copy the model folder again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.parent.name}/{path.name} is no JSON object; copy the model folder again")
-    return content
-
-
 def check_weights(folder: Path, index: dict[str, Any]) -> None:
     """Refuse pickles and damaged files, judged by content.
 
@@ -252,26 +229,6 @@ def check_weights(folder: Path, index: dict[str, Any]) -> None:
         for path in safe:
             if problem := safetensors_problem(path):
                 raise ModelError(f"{part}/{path.name} {problem}; copy the file again")
-
-
-def safetensors_problem(path: Path) -> str | None:
-    """Say what is wrong with a file's header or length; None if both are right."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return "is empty or cut off"
-        (length,) = struct.unpack("<Q", start)
-        if length > min(HEADER_MAX, size):
-            return "is no safetensors file (a pickle or a page that was saved instead?)"
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "has a damaged header"
-    if 8 + length + max(ends, default=0) != size:
-        return f"is cut off: {size:,} of {8 + length + max(ends, default=0):,} bytes"
-    return None
 
 
 def unknown_words(text: str, model: Model) -> list[str]:

@@ -1,0 +1,68 @@
+"""Parts: models beside the main one, as data: what kinds there are, where their files lie, and which main model each fits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """One kind of part.
+
+    Attributes:
+        title: as people call it.
+        folder: below `models/` in the data root, and below `presets/`.
+        classes: `_class_name` in the `config.json` of a diffusers folder -> the config's entries that must equal the main model's,
+            by the main model's name for them.
+    """
+
+    title: str
+    folder: str
+    classes: dict[str, dict[str, str]]
+
+
+UNET_SHAPE = {"cross_attention_dim": "cross_attention_dim", "block_out_channels": "block_out_channels"}
+JOINT_SHAPE = {"joint_attention_dim": "joint_attention_dim", "num_attention_heads": "num_attention_heads"}
+KINDS = {
+    "controlnet": PartKind(
+        "ControlNet",
+        "controlnets",
+        {"ControlNetModel": UNET_SHAPE, "SD3ControlNetModel": JOINT_SHAPE, "FluxControlNetModel": JOINT_SHAPE},
+    ),
+    "t2i_adapter": PartKind("T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}),
+    "ip_adapter": PartKind("IP-Adapter", "controlnets", {}),
+}
+UNIT_KINDS = {"controls": "controlnet", "t2i_adapters": "t2i_adapter", "ip_adapters": "ip_adapter"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part on disk.
+
+    Attributes:
+        shape: what the main model must have, by `shape_of`'s names.
+        preprocessor: of the control pictures that a ControlNet was trained on, "" if it does not say.
+        problem: why it cannot be used, in one sentence; "" if it can.
+    """
+
+    kind: str
+    id: str
+    path: Path
+    shape: dict[str, Any]
+    preprocessor: str = ""
+    problem: str = ""
+
+
+def shape_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what parts must agree with, from a denoiser's `config.json`."""
+    names = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "num_attention_heads")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def shape_problem(part: Part, shape: dict[str, Any]) -> str:
+    """Say why a part does not fit a model of a shape; "" if it does."""
+    for name, wanted in part.shape.items():
+        if shape.get(name) != wanted:
+            here = shape.get(name, "none")
+            return f"it was made for another family: {name} is {wanted} there and {here} in this model"
+    return ""

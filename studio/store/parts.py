@@ -1,0 +1,157 @@
+"""Parts on disk: ControlNets, adapters, upscalers. Reads headers only; what is dropped into the folders appears without a restart."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studio.errors import InvalidRequest, ModelError
+from studio.parts import KINDS, UNIT_KINDS, Part, shape_problem
+from studio.records import PartRef
+from studio.spec import GenerationRequest
+from studio.store.hashes import Hashes
+from studio.store.headers import read_json, safetensors_header, safetensors_problem
+
+DEPTH = 2
+
+
+class PartLibrary:
+    """The parts in some folders.
+
+    Args:
+        roots: folders that hold `controlnets`, `upscalers` …; of two parts with one name the first counts.
+        hashes: of files.
+    """
+
+    def __init__(self, roots: tuple[Path, ...], hashes: Hashes) -> None:
+        self.roots, self._hashes = roots, hashes
+
+    def parts(self, kind: str) -> list[Part]:
+        """List all parts of a kind, usable or not."""
+        found: dict[str, Part] = {}
+        for root in self.roots:
+            folder = root / KINDS[kind].folder
+            for path in sorted(_entries(folder)) if folder.is_dir() else ():
+                name = path.relative_to(folder).as_posix()
+                if name not in found and (part := READERS[kind](kind, name, path)):
+                    found[name] = part
+        return list(found.values())
+
+    def get(self, kind: str, part_id: str, field: str) -> Part:
+        """Find a usable part.
+
+        Raises:
+            InvalidRequest: if there is none of this name, or it cannot be used.
+        """
+        parts = {part.id: part for part in self.parts(kind)}
+        if part_id not in parts:
+            names = ", ".join(part.id for part in parts.values() if not part.problem) or "none"
+            place = self.roots[-1] / KINDS[kind].folder if self.roots else KINDS[kind].folder
+            raise InvalidRequest(field, f"{field}={part_id!r} is no {KINDS[kind].title} in {place}; there is: {names}")
+        if problem := parts[part_id].problem:
+            raise InvalidRequest(field, f"{field}={part_id!r} cannot be used: {problem}")
+        return parts[part_id]
+
+    def reference(self, part: Part) -> PartRef:
+        """Describe a part for a job, with the hash of its content."""
+        files = [part.path] if part.path.is_file() else [path for path in part.path.rglob("*.*") if path.is_file()]
+        folder = part.path.parent if part.path.is_file() else part.path
+        return PartRef(kind=part.kind, id=part.id, path=str(part.path), sha256=self._hashes.of_folder(folder, files))
+
+    def of_request(self, request: GenerationRequest, shape: dict[str, Any]) -> tuple[PartRef, ...]:
+        """Find every part that a request names, each once.
+
+        Args:
+            request: resolved.
+            shape: of its model, see `parts.shape_of`.
+
+        Raises:
+            InvalidRequest: if one is missing, cannot be used, or was made for another family.
+        """
+        found: dict[tuple[str, str], PartRef] = {}
+        for name, kind in UNIT_KINDS.items():
+            for place, unit in enumerate(getattr(request, name)):
+                field = f"{name}.{place}.model"
+                part = self.get(kind, unit.model, field)
+                if problem := shape_problem(part, shape):
+                    raise InvalidRequest(
+                        field, f"{field}={unit.model!r} does not fit model={request.model!r}: {problem}"
+                    )
+                found[kind, part.id] = self.reference(part)
+        return tuple(found.values())
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what may be a part: folders with a `config.json` or an image encoder, and files of weights."""
+    found = []
+    for depth in range(1, DEPTH + 1):
+        found += [
+            path.parent for path in folder.glob("*/" * depth + "config.json") if path.parent.name != "image_encoder"
+        ]
+        found += [path.parent for path in folder.glob("*/" * depth + "image_encoder")]
+        found += [path for path in folder.glob("*/" * (depth - 1) + "*.safetensors") if path.parent == folder]
+    return list(dict.fromkeys(found))
+
+
+def _read_folder(kind: str, name: str, path: Path) -> Part | None:
+    """Read a diffusers folder; None if it is of another kind."""
+    if not (path / "config.json").is_file():
+        return None
+    try:
+        config = read_json(path / "config.json")
+        wanted = KINDS[kind].classes.get(config.get("_class_name", ""))
+        if wanted is None:
+            return None
+        weights = sorted(path.glob("*.safetensors"))
+        if not weights:
+            raise ModelError("it has no weights (.safetensors); copy the folder again")
+        for file in weights:
+            if problem := safetensors_problem(file):
+                raise ModelError(f"{file.name} {problem}; copy the file again")
+        shape = {ours: config.get(theirs) for theirs, ours in wanted.items()}
+        if config.get("adapter_type") == "full_adapter_xl":  # its last level belongs to the middle of the UNet
+            shape["block_out_channels"] = config["channels"][:3]
+        return Part(kind, name, path, shape, preprocessor=_preprocessor(path))
+    except ModelError as error:
+        return Part(kind, name, path, {}, problem=str(error))
+
+
+def _preprocessor(path: Path) -> str:
+    """Return what a part's `studio.yaml` says about its control pictures."""
+    file = path / "studio.yaml"
+    try:
+        facts = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"studio.yaml cannot be read: {str(error).splitlines()[0]}") from None
+    return str(facts.get("preprocessor", "")) if isinstance(facts, dict) else ""
+
+
+def _read_ip_adapter(kind: str, name: str, path: Path) -> Part | None:
+    """Read an IP-Adapter: a folder with one file of weights and `image_encoder`; None if it is something else."""
+    if path.is_file() or (path / "config.json").is_file():
+        return None
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        return None
+    if len(weights) > 1:
+        return Part(kind, name, path, {}, problem="it has several files of weights; keep one a folder")
+    if problem := safetensors_problem(weights[0]):
+        return Part(kind, name, path, {}, problem=f"{weights[0].name} {problem}; copy the file again")
+    shapes = {key: entry["shape"] for key, entry in safetensors_header(weights[0]).items() if key != "__metadata__"}
+    first = next((shape for key, shape in shapes.items() if key.endswith(".to_k_ip.weight")), None)
+    if first is None:
+        return None
+    if not (path / "image_encoder" / "config.json").is_file():
+        return Part(
+            kind, name, path, {}, problem="it has no image encoder; put the folder `image_encoder` beside its weights"
+        )
+    return Part(kind, name, path, {"cross_attention_dim": first[1]})
+
+
+Reader = Callable[[str, str, Path], Part | None]
+READERS: dict[str, Reader] = {
+    "controlnet": _read_folder,
+    "t2i_adapter": _read_folder,
+    "ip_adapter": _read_ip_adapter,
+}
