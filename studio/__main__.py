@@ -17,12 +17,13 @@ from studio.errors import InvalidRequest, StudioError
 from studio.events import Event, ImageReady
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
-from studio.records import ImageRecord, Job, ModelRef
+from studio.records import ImageRecord, Job, ModelRef, PartRef
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
-from studio.spec import IMAGE_FIELDS, SEED_MAX, GenerationRequest, parse_request
+from studio.spec import SEED_MAX, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
+from studio.units import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -163,15 +164,21 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
             f"{flags.image} was not made by Studio, or its `studio` chunk was removed; there is nothing to replay",
         )
     library = Library(settings.model_folders, part_roots=settings.part_roots)
-    model = library.reference(library.get(record.model.id))
+    model, parts = library.reference(library.get(record.model.id)), library.parts_of(record.request)
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
-        made = remake(engine, record, model, blob_finder(flags.image, settings, flags.out), flags.out)
+        made = remake(engine, record, (model, parts), blob_finder(flags.image, settings, flags.out), flags.out)
     lines = (
         [f"model: {record.model.sha256[:12]} then, {model.sha256[:12]} now"]
         if model.sha256 != record.model.sha256
         else []
     )
+    now_parts = {(part.kind, part.id): part.sha256 for part in parts}
+    lines += [
+        f"{part.kind} {part.id}: {part.sha256[:12]} then, {now_parts[part.kind, part.id][:12]} now"
+        for part in record.parts
+        if now_parts.get((part.kind, part.id)) not in (None, part.sha256)
+    ]
     then, now = record.machine.model_dump(), engine.device.machine.model_dump()
     lines += [f"{name}: {then[name]} then, {now[name]} now" for name in then if then[name] != now[name]]
     pixels = pixel_difference(flags.image, made)
@@ -198,9 +205,13 @@ def blob_finder(image: Path, settings: Settings, out: Path) -> Callable[[str, st
 
 
 def remake(
-    engine: Any, record: ImageRecord, model: ModelRef, load_image: Callable[[str, str], "Image.Image"], out: Path
+    engine: Any,
+    record: ImageRecord,
+    found: tuple[ModelRef, tuple[PartRef, ...]],
+    load_image: Callable[[str, str], "Image.Image"],
+    out: Path,
 ) -> Path:
-    """Make a record's picture again, in the group that it was made in; return its path."""
+    """Make a record's picture again, with the models found now, in the group that it was made in; return its path."""
     from studio.engine.engine import Watch
     from studio.store.gallery import save_picture
     from studio.store.jobs import new_job_id
@@ -217,7 +228,7 @@ def remake(
             made.append(save_picture(out, new.id, png, new))
         return ""
 
-    job = Job(id=new_job_id(), request=group, model=model)
+    job = Job(id=new_job_id(), request=group, model=found[0], parts=found[1])
     engine.generate(job, load_image, commit, Watch(lambda event: None, lambda: ""))
     return made[0]
 

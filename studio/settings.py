@@ -61,6 +61,11 @@ class Settings(Frozen):
         return (ROOT / "presets", *self.extra_models, self.data_dir / "models")
 
     @property
+    def tool_pictures(self) -> Path:
+        """Folder of the pictures that tools made, kept until the next start."""
+        return self.data_dir / "cache" / "tools"
+
+    @property
     def annotators(self) -> Path:
         """Folder of the preprocessors' weights."""
         return self.data_dir / "models" / "annotators"

@@ -13,15 +13,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from studio.errors import InvalidRequest, first_problem
 from studio.fields import SIZE_STEP, Frozen, control, extension
 from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
-from studio.units import (
-    UNIT_FIELDS,
-    ControlSpec,
-    IPAdapterSpec,
-    T2IAdapterSpec,
-    count_problem,
-    unit_pictures,
-    with_unit_pictures,
-)
+from studio.units import ControlSpec, IPAdapterSpec, T2IAdapterSpec, units_problem
 
 SEED_MAX = 2**32 - 1
 PROMPT_MAX = 20_000
@@ -286,14 +278,8 @@ class GenerationRequest(Frozen):
     @model_validator(mode="after")
     def units(self) -> "GenerationRequest":
         """Refuse too many units, and one that has nothing to follow."""
-        for name in UNIT_FIELDS:
-            if problem := count_problem(name, getattr(self, name)):
-                raise InvalidRequest(name, problem)
-        for name in ("controls", "t2i_adapters"):
-            for place, unit in enumerate(getattr(self, name)):
-                if unit.image is None and self.image is None:
-                    field = f"{name}.{place}.image"
-                    raise InvalidRequest(field, f"{field} is missing; give the picture that the unit shall follow")
+        if found := units_problem(self):
+            raise InvalidRequest(*found)
         return self
 
     @model_validator(mode="after")
@@ -364,22 +350,6 @@ def least_strength(steps: int) -> float:
 
 
 EXTENSIONS = ("extend_left", "extend_right", "extend_top", "extend_bottom")
-IMAGE_FIELDS = ("image", "mask_image")  # fields that name pictures: paths when given, blobs once resolved
-
-
-def pictures_of(request: GenerationRequest) -> dict[str, str]:
-    """Return every picture that a request names, by field (`image`, `controls.0.image`)."""
-    found = {name: getattr(request, name) for name in IMAGE_FIELDS if getattr(request, name) is not None}
-    for name in UNIT_FIELDS:
-        found |= unit_pictures(name, getattr(request, name))
-    return found
-
-
-def with_pictures(request: GenerationRequest, changes: dict[str, str]) -> GenerationRequest:
-    """Return a request whose pictures are replaced, by field as in `pictures_of`."""
-    update: dict[str, Any] = {name: changes[name] for name in IMAGE_FIELDS if name in changes}
-    update |= {name: with_unit_pictures(name, getattr(request, name), changes) for name in UNIT_FIELDS}
-    return request.model_copy(update=update)
 
 
 def parse_request(values: dict[str, Any]) -> GenerationRequest:

@@ -110,31 +110,44 @@ class IPAdapterSpec(Frozen):
 
 
 UNIT_FIELDS = ("controls", "t2i_adapters", "ip_adapters")
+IMAGE_FIELDS = ("image", "mask_image")  # fields of a request that name pictures: paths when given, blobs once resolved
 
 
-def count_problem(name: str, units: tuple[Any, ...]) -> str:
-    """Say that there are too many units of a kind; "" if there are not."""
-    return f"{name} has {len(units)} units; at most {UNITS_MAX} work at once" if len(units) > UNITS_MAX else ""
+def units_problem(request: Any) -> tuple[str, str] | None:
+    """Say which field of a request has too many units, or one with nothing to follow, and why; None if all is well."""
+    for name in UNIT_FIELDS:
+        units = getattr(request, name)
+        if len(units) > UNITS_MAX:
+            return name, f"{name} has {len(units)} units; at most {UNITS_MAX} work at once"
+        for place, unit in enumerate(units):
+            if not isinstance(unit, IPAdapterSpec) and unit.image is None and request.image is None:
+                field = f"{name}.{place}.image"
+                return field, f"{field} is missing; give the picture that the unit shall follow"
+    return None
 
 
-def unit_pictures(name: str, units: tuple[Any, ...]) -> dict[str, str]:
-    """Return the pictures that units name, by field (`controls.0.image`)."""
-    found: dict[str, str] = {}
-    for place, unit in enumerate(units):
-        if isinstance(unit, IPAdapterSpec):
-            found |= {f"{name}.{place}.images.{i}": image for i, image in enumerate(unit.images)}
-        elif unit.image is not None:
-            found[f"{name}.{place}.image"] = unit.image
+def pictures_of(request: Any) -> dict[str, str]:
+    """Return every picture that a request names, by field (`image`, `controls.0.image`, `ip_adapters.0.images.1`)."""
+    found = {name: getattr(request, name) for name in IMAGE_FIELDS if getattr(request, name) is not None}
+    for name in UNIT_FIELDS:
+        for place, unit in enumerate(getattr(request, name)):
+            if isinstance(unit, IPAdapterSpec):
+                found |= {f"{name}.{place}.images.{i}": image for i, image in enumerate(unit.images)}
+            elif unit.image is not None:
+                found[f"{name}.{place}.image"] = unit.image
     return found
 
 
-def with_unit_pictures(name: str, units: tuple[Any, ...], changes: dict[str, str]) -> tuple[Any, ...]:
-    """Return units whose pictures are replaced, by field as in `unit_pictures`."""
-    made = []
-    for place, unit in enumerate(units):
-        if isinstance(unit, IPAdapterSpec):
-            images = tuple(changes.get(f"{name}.{place}.images.{i}", image) for i, image in enumerate(unit.images))
-            made.append(unit.model_copy(update={"images": images}))
-        else:
-            made.append(unit.model_copy(update={"image": changes.get(f"{name}.{place}.image", unit.image)}))
-    return tuple(made)
+def with_pictures(request: Any, changes: dict[str, str]) -> Any:
+    """Return a request whose pictures are replaced, by field as in `pictures_of`."""
+    update: dict[str, Any] = {name: changes[name] for name in IMAGE_FIELDS if name in changes}
+    for name in UNIT_FIELDS:
+        units = []
+        for place, unit in enumerate(getattr(request, name)):
+            if isinstance(unit, IPAdapterSpec):
+                images = tuple(changes.get(f"{name}.{place}.images.{i}", image) for i, image in enumerate(unit.images))
+                units.append(unit.model_copy(update={"images": images}))
+            else:
+                units.append(unit.model_copy(update={"image": changes.get(f"{name}.{place}.image", unit.image)}))
+        update[name] = tuple(units)
+    return request.model_copy(update=update)

@@ -22,14 +22,14 @@ from PIL import Image
 from studio.events import Event, Finished, ImageReady
 from studio.records import ImageRecord, Job
 from studio.settings import ROOT, Settings
-from studio.spec import IMAGE_FIELDS, parse_request
+from studio.spec import parse_request
 from studio.store.blobs import BlobStore
 from studio.store.gallery import Gallery, new_image_id, utc_now
 from studio.store.index import Database, ImageIndex
 from studio.store.inputs import canvas_size
 from studio.store.jobs import new_job_id
 from studio.store.library import Library
-from studio.units import UNIT_FIELDS
+from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 
 MODELS = ROOT / "presets" / "models"
 

@@ -17,10 +17,11 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from studio.settings import ROOT
-from studio.spec import IMAGE_FIELDS, GenerationRequest
+from studio.spec import GenerationRequest
 from studio.store.metadata import read_picture
 from studio.ui.api import Api
 from studio.ui.forms import build_control, facts_of, fields_of, from_page, to_page
+from studio.units import IMAGE_FIELDS
 from tests.conftest import App, launch
 
 PROMPT = "a red circle on a blue background"

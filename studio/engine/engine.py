@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from studio.engine.canvas import flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
 from studio.engine.parts import PartManager
@@ -19,11 +21,13 @@ from studio.engine.previews import encode_png
 from studio.engine.prompts import encode_prompts
 from studio.engine.tasks import LoadImage, Start
 from studio.engine.units import Units
+from studio.engine.vae_check import check_vae
 from studio.errors import DeviceError, ModelError
 from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
 from studio.families import FAMILIES
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, TEXT2IMAGE
+from studio.tools import PreprocessCall, ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +99,26 @@ class Engine:
         self.device, self.pipelines, self.parts = device, PipelineManager(device), PartManager(device)
         self.preprocessors = Preprocessors(annotators, device.place)
         self._clock, self._name_image = clock, name_image
+
+    def unload(self) -> None:
+        """Free all weights."""
+        for owner in (self.pipelines, self.parts, self.preprocessors):
+            owner.unload()
+
+    def use_tool(self, tool: ToolCall, load_image: LoadImage) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Do a tool's work; return its numbers, and its pictures as PNG.
+
+        Raises:
+            StudioError: if it cannot be done.
+        """
+        picture = flatten(load_image(tool.image, "image"))
+        with torch.inference_mode():
+            if isinstance(tool, PreprocessCall):
+                made = self.preprocessors.run(
+                    picture, tool.preprocessor, resolution=tool.resolution, options=tool.options
+                )
+                return {}, {"map": encode_png(made)}
+            return check_vae(self.pipelines.vae(tool.model), picture)
 
     def generate(self, job: Job, load_image: LoadImage, commit: Commit, watch: Watch) -> None:
         """Make all pictures of a job, in groups of `batch_size`.

@@ -2,11 +2,13 @@
 
 import gc
 import importlib
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +64,20 @@ class PipelineManager:
     def warm(self, model: ModelRef) -> None:
         """Load a model ahead of the first job that wants it."""
         self._weights(model)
+
+    def vae(self, model: ModelRef) -> Any:
+        """Return a model's autoencoder; if the model is not in memory, only that is loaded."""
+        if model.sha256 in self._loaded:
+            return self._weights(model).base.vae
+        index = json.loads((Path(model.path) / "model_index.json").read_text(encoding="utf-8"))
+        vae_class = getattr(importlib.import_module("diffusers"), index["vae"][1])
+        try:
+            vae = vae_class.from_pretrained(
+                model.path, subfolder="vae", dtype=self.device.dtype, local_files_only=True, use_safetensors=True
+            )
+        except Exception as error:
+            raise ModelError(f"the autoencoder of {model.title} could not be loaded: {first_line(error)}") from error
+        return vae.to(self.device.place)
 
     def _pipeline(self, model: ModelRef, task: str) -> Any:
         """Return the pipeline for a task; all tasks of a model share its weights."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from studio.events import Event, Failed, Finished, Stop
 from studio.lease import DeviceLease
 from studio.records import ImageRecord, Job, ModelRef
 from studio.store.gallery import Gallery
+from studio.tools import ToolAnswer, ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,10 @@ class Executor(Protocol):
 
     def run(self, job: Job, emit: Emit) -> None:
         """Do a job; returns after `Finished` or `Failed` was emitted."""
+
+    def ask(self, tool: ToolCall) -> ToolAnswer:
+        """Let a tool do its work between two jobs; waits for the answer, whose `problem` says if there is none."""
+        ...
 
     def stop(self, job_id: str, kind: Stop) -> None:
         """Ask the running job to `interrupt` or to `skip` the group at hand; ignored if it is another job."""
@@ -101,6 +107,26 @@ def run_job(
     finally:
         if preview:
             preview.remove()
+
+
+def run_tool(open_engine: Callable[[], Any], gallery: Gallery, call: str, tool: ToolCall, made: Path) -> ToolAnswer:
+    """Do a tool's work; its pictures are written into `made`, and every failure becomes a sentence."""
+    try:
+        engine = open_engine()
+        with DeviceLease(engine.device.key).held():
+            values, pictures = engine.use_tool(tool, gallery.blobs.open)
+        made.mkdir(parents=True, exist_ok=True)
+        names = {name: secrets.token_hex(16) for name in pictures}
+        for name, png in pictures.items():
+            (made / f"{names[name]}.png").write_bytes(png)
+        return ToolAnswer(call=call, values=values, pictures=names)
+    except StudioError as error:
+        return ToolAnswer(call=call, problem=str(error))
+    except Exception as error:  # a process boundary, as in `run_job`
+        logger.exception("tool %s", tool.tool)
+        return ToolAnswer(
+            call=call, problem=f"This is a fault in Studio ({type(error).__name__}); the log has the details"
+        )
 
 
 class PreviewFile:

@@ -14,11 +14,13 @@ from studio.errors import InvalidRequest, StudioError
 from studio.events import Event, Failed, Finished, ImageReady, Preview, Progress, Ready, Started
 from studio.executors.base import Executor
 from studio.records import Job
-from studio.spec import SEED_MAX, GenerationRequest, pictures_of
+from studio.spec import SEED_MAX, GenerationRequest
 from studio.store.blobs import BlobStore, is_reference
 from studio.store.inputs import canvas_size
 from studio.store.jobs import CANCELLED, DONE, FAILED, RUNNING, WAITING, Entry, JobStore, new_job_id
 from studio.store.library import Library
+from studio.tools import ToolAnswer, ToolCall
+from studio.units import pictures_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,17 @@ class Dispatcher:
         self.jobs.add(job, forever=forever)
         self._touch()
         return job
+
+    def ask(self, tool: ToolCall) -> ToolAnswer:
+        """Let a tool work between two jobs.
+
+        Raises:
+            StudioError: why it could not.
+        """
+        answer = self.executor.ask(tool)
+        if answer.problem:
+            raise StudioError(answer.problem)
+        return answer
 
     def retry(self, job_id: str, owner: str) -> Job:
         """Queue an ended job once more, with the same seed."""

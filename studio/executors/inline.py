@@ -4,10 +4,11 @@ import threading
 from typing import Any
 
 from studio.events import Ready
-from studio.executors.base import Emit, Stop, StopFlag, run_job
+from studio.executors.base import Emit, Stop, StopFlag, run_job, run_tool
 from studio.records import Job, ModelRef
 from studio.settings import Settings
 from studio.store.gallery import Gallery, new_image_id, utc_now
+from studio.tools import ToolAnswer, ToolCall
 
 
 class InlineExecutor:
@@ -44,6 +45,11 @@ class InlineExecutor:
             self._flag.begin(job.id)
             run_job(self._open_engine, self._gallery, job, emit, self._flag, previews)
 
+    def ask(self, tool: ToolCall) -> ToolAnswer:
+        """See Executor."""
+        with self._lock:
+            return run_tool(self._open_engine, self._gallery, "inline", tool, self._settings.tool_pictures)
+
     def stop(self, job_id: str, kind: Stop) -> None:
         """See Executor."""
         self._flag.ask(job_id, kind)
@@ -51,5 +57,5 @@ class InlineExecutor:
     def close(self) -> None:
         """Free the weights."""
         if self._engine is not None:
-            self._engine.pipelines.unload()
+            self._engine.unload()
             self._engine = None

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import subprocess
 import sys
 import threading
@@ -17,9 +18,12 @@ from studio.executors.base import Emit, Executor, Stop
 from studio.records import Job, ModelRef
 from studio.settings import ROOT, Settings
 from studio.store.gallery import Gallery
+from studio.tools import ToolAnswer, ToolCall
 
 logger = logging.getLogger(__name__)
 
+TOOL_WAIT = 300.0  # seconds until a tool that waits behind a job gives up
+ENDED = "The process that draws ended unexpectedly; try again"
 GRACE = 10.0  # seconds from asking a job to stop until the process is killed
 
 
@@ -35,6 +39,7 @@ class WorkerExecutor:
         self._settings, self._heard = settings, heard
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes | None] = queue.Queue()
+        self._asked: dict[str, queue.Queue[ToolAnswer]] = {}
         self._send_lock = threading.Lock()
         self._job = ""
         self._stop_asked: float | None = None
@@ -83,9 +88,16 @@ class WorkerExecutor:
         for line in process.stdout:
             if line.startswith(b'{"type":"ready"'):
                 self._heard(from_line(line))
+            elif line.startswith(b'{"type":"answer"'):
+                answer = ToolAnswer.model_validate_json(line)
+                if asked := self._asked.pop(answer.call, None):
+                    asked.put(answer)
             else:
                 lines.put(line)
         process.wait()
+        for call in list(self._asked):
+            if asked := self._asked.pop(call, None):
+                asked.put(ToolAnswer(call=call, problem=ENDED))
         lines.put(None)  # the end of the pipe
 
     def _send(self, message: dict) -> None:
@@ -98,6 +110,19 @@ class WorkerExecutor:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
+
+    def ask(self, tool: ToolCall) -> ToolAnswer:
+        """See Executor."""
+        if self.pid is None and not self._job and not self._closed:
+            self._spawn()
+        call, answer = secrets.token_hex(8), queue.Queue(1)
+        self._asked[call] = answer
+        self._send({"op": "tool", "call": call, "tool": tool.model_dump(mode="json")})
+        try:
+            return answer.get(timeout=TOOL_WAIT)
+        except queue.Empty:
+            self._asked.pop(call, None)
+            return ToolAnswer(call=call, problem="The device is busy with a longer job; try again when it is done")
 
     def run(self, job: Job, emit: Emit) -> None:
         """See Executor."""

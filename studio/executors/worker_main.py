@@ -13,15 +13,20 @@ import threading
 import traceback
 from typing import BinaryIO
 
+from pydantic import TypeAdapter
+
 from studio.errors import DeviceError, StudioError
-from studio.events import Event, Ready, to_line
-from studio.executors.base import StopFlag, run_job
+from studio.events import Event, Ready
+from studio.executors.base import StopFlag, run_job, run_tool
 from studio.records import Job, ModelRef
 from studio.settings import Settings
 from studio.store.gallery import Gallery, new_image_id, utc_now
 from studio.store.index import Database, ImageIndex
+from studio.tools import ToolAnswer, ToolCall
 
 logger = logging.getLogger(__name__)
+
+TOOLS: TypeAdapter[ToolCall] = TypeAdapter(ToolCall)
 
 
 class Worker:
@@ -34,9 +39,9 @@ class Worker:
         self._flag = StopFlag()
         self.settings = Settings.model_validate(json.loads(orders.readline())["settings"])
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: Event | ToolAnswer) -> None:
         with self._lock:
-            self._events.write(to_line(event).encode() + b"\n")
+            self._events.write(event.model_dump_json().encode() + b"\n")
             self._events.flush()
 
     def read_orders(self) -> None:
@@ -81,6 +86,9 @@ class Worker:
                 job = Job.model_validate(order["job"])
                 self._flag.begin(job.id)
                 run_job(open_engine, gallery, job, self.emit, self._flag, previews)
+            elif order["op"] == "tool":
+                tool = TOOLS.validate_python(order["tool"])
+                self.emit(run_tool(open_engine, gallery, order["call"], tool, self.settings.tool_pictures))
 
     def _warm(self, engine, model: ModelRef) -> None:
         try:

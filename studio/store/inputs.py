@@ -6,8 +6,9 @@ from PIL import ImageChops
 
 from studio.errors import InvalidRequest
 from studio.fields import SIZE_STEP
-from studio.spec import SIZE_MAX, GenerationRequest, pictures_of, with_pictures
+from studio.spec import SIZE_MAX, GenerationRequest
 from studio.store.blobs import BlobStore, is_reference
+from studio.units import pictures_of, with_pictures
 
 SIDE_MIN = 64
 

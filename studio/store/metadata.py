@@ -12,10 +12,12 @@ from pydantic import ValidationError
 
 from studio.errors import StudioError
 from studio.fields import Frozen
+from studio.parts import UNIT_KINDS
 from studio.records import ImageRecord
 from studio.schedulers import SIGMA_LABELS, canonical
 from studio.settings import VERSION
 from studio.spec import INPAINT, SEED_MAX, TEXT2IMAGE, GenerationRequest
+from studio.units import MODE_LABELS
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
@@ -75,6 +77,7 @@ def to_parameters(record: ImageRecord) -> str:
         "CFG Rescale phi": f"{request.guidance_rescale:g}" if request.guidance_rescale else None,
         **_variation_facts(request, record.index),
         **_edit_facts(request),
+        **_unit_facts(record),
         "Version": f"Studio {VERSION}",
     }
     lines = [request.prompt]
@@ -107,6 +110,27 @@ def _edit_facts(request: GenerationRequest) -> dict[str, object]:
         facts |= {"Mask blur": request.mask_blur, "Masked content": request.masked_content}
         if request.only_masked:
             facts |= {"Inpaint area": "Only masked", "Masked area padding": request.padding}
+    return facts
+
+
+def _unit_facts(record: ImageRecord) -> dict[str, object]:
+    """Return A1111's facts about ControlNets, and likewise about adapters."""
+    hashes = {(part.kind, part.id): part.sha256[:8] for part in record.parts}
+    facts: dict[str, object] = {}
+    for field, kind in UNIT_KINDS.items():
+        for unit in getattr(record.request, field):
+            told = {
+                "Module": getattr(unit, "preprocessor", "ip-adapter"),
+                "Model": f"{unit.model} [{hashes.get((kind, unit.model), '')}]",
+            }
+            told["Weight"] = f"{getattr(unit, 'weight', getattr(unit, 'scale', 1)):g}"
+            if hasattr(unit, "start"):
+                told |= {"Guidance Start": f"{unit.start:g}", "Guidance End": f"{unit.end:g}"}
+                told["Pixel Perfect"] = str(unit.resolution is None)
+            if hasattr(unit, "mode"):
+                told["Control Mode"] = MODE_LABELS[unit.mode]
+            text = ", ".join(f"{key}: {value}" for key, value in told.items()).replace('"', "")
+            facts[f"ControlNet {len(facts)}"] = f'"{text}"'
     return facts
 
 

@@ -5,18 +5,22 @@ import base64
 import functools
 import inspect
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
 from studio.errors import InvalidRequest, StudioError
+from studio.preprocessors import PREPROCESSORS, option_values, weights_present
 from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
-from studio.spec import IMAGE_FIELDS, HiresUpscaler, parse_request
+from studio.spec import HiresUpscaler, parse_request
 from studio.store.blobs import is_reference
 from studio.store.jobs import CANCELLED, DONE, FAILED
+from studio.tools import PreprocessCall, VaeCheckCall
 from studio.ui.services import Services
+from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 
 WAIT = 600.0  # seconds that `txt2img` waits for its pictures
 POLL = 0.03
@@ -34,6 +38,9 @@ class Api:
             self.txt2img,
             self.img2img,
             self.inpaint,
+            self.preprocess,
+            self.preprocessors,
+            self.vae_check,
             self.models,
             self.schedulers,
             self.gallery,
@@ -67,6 +74,7 @@ class Api:
         hires_strength: float = 0.7,
         eta: float = 0.0,
         clip_skip: int = 0,
+        settings: dict[str, Any] | None = None,
         wait: bool = True,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> dict[str, Any]:
@@ -96,13 +104,15 @@ class Api:
             hires_strength: how much the second pass may change.
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
+            settings: `controls`, `t2i_adapters`, `ip_adapters`: lists of units; their pictures as base64 or `blob:…`.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
 
         Returns:
             The job as `job` describes it.
         """
-        values = {name: value for name, value in locals().items() if name not in ("self", "wait", "request")}
-        return await self._draw(values, wait, request)
+        apart = ("self", "settings", "wait", "request")
+        values = {name: value for name, value in locals().items() if name not in apart}
+        return await self._draw(joined(values, settings), wait, request)
 
     async def img2img(
         self,
@@ -158,11 +168,10 @@ class Api:
         """Submit a request and wait for its pictures if that is wanted."""
 
         def submit() -> Job:
-            named = [name for name in IMAGE_FIELDS if values.get(name)]
-            parse_request(values | dict.fromkeys(named, "given"))  # before a picture is stored
-            pictures = {name: self._picture(values[name], name) for name in named}
+            parse_request(with_each_picture(values, lambda text, field: "given"))  # before a picture is stored
+            wanted = parse_request(with_each_picture(values, self._picture))
             owner = self._services.owner(request.headers if request else {})
-            return self._services.dispatcher.submit(parse_request(values | pictures), owner)
+            return self._services.dispatcher.submit(wanted, owner)
 
         made = await run_in_threadpool(submit)
         until = time.monotonic() + WAIT
@@ -186,6 +195,53 @@ class Api:
         except ValueError:
             raise InvalidRequest(field, f"{field} must be a picture file as base64, or a reference `blob:…`") from None
         return self._services.gallery.blobs.add(data, field)
+
+    def preprocess(
+        self,
+        image: str,
+        preprocessor: str = "canny",
+        resolution: int | None = None,
+        options: dict[str, float] | None = None,
+    ) -> dict[str, Any]:
+        """Make the control picture that a unit would follow.
+
+        Args:
+            image: a picture file as base64, or a reference `blob:…`.
+            preprocessor: see `preprocessors`.
+            resolution: short side in pixels at which it looks; as large as the picture if not given.
+            options: its own numbers, such as `low_threshold`.
+
+        Returns:
+            {"url"}: where the picture can be fetched until the next start.
+        """
+        option_values(preprocessor, options or {})
+        picture = self._picture(image, "image")
+        call = PreprocessCall(image=picture, preprocessor=preprocessor, resolution=resolution, options=options or {})
+        answer = self._services.dispatcher.ask(call)
+        return {"url": f"/studio/tool/{answer.pictures['map']}"}
+
+    def preprocessors(self) -> list[dict[str, Any]]:
+        """List the preprocessors; `ready` says whether the weights that one needs are there."""
+        folder = self._services.settings.annotators
+        return [
+            {"name": name, "title": p.title, "kind": p.kind, "ready": weights_present(name, folder), "note": p.note}
+            for name, p in PREPROCESSORS.items()
+        ]
+
+    def vae_check(self, image: str, model: str = "shapes") -> dict[str, Any]:
+        """Encode a picture and decode it again, to see what a model's autoencoder keeps.
+
+        Args:
+            image: a picture file as base64, or a reference `blob:…`.
+            model: whose autoencoder.
+
+        Returns:
+            {"psnr" in dB, "worst" of 255 levels, "means" and "deviations" of the latents, "urls" of three pictures, …}.
+        """
+        library = self._services.library
+        call = VaeCheckCall(image=self._picture(image, "image"), model=library.reference(library.get(model)))
+        answer = self._services.dispatcher.ask(call)
+        return answer.values | {"urls": {name: f"/studio/tool/{key}" for name, key in answer.pictures.items()}}
 
     def job(self, job: str) -> dict[str, Any]:
         """Say what became of a job.
@@ -257,6 +313,24 @@ class Api:
         keys = ("id", "prompt", "model", "seed", "width", "height")
         images = [{key: row[key] for key in keys} | {"url": f"/studio/image/{row['id']}"} for row in rows]
         return {"images": images, "next": rows[-1]["seq"] if len(rows) == limit else None}
+
+
+def with_each_picture(values: dict[str, Any], change: Callable[[object, str], str]) -> dict[str, Any]:
+    """Return plain values of a request in which every picture's text, those of units too, is changed."""
+    made = dict(values)
+    for name in IMAGE_FIELDS:
+        if values.get(name):
+            made[name] = change(values[name], name)
+    for name in UNIT_FIELDS:
+        if not isinstance(values.get(name), list | tuple):
+            continue
+        made[name] = units = [dict(unit) if isinstance(unit, dict) else unit for unit in values[name]]
+        for place, unit in enumerate(units):
+            if isinstance(unit, dict) and unit.get("image"):
+                unit["image"] = change(unit["image"], f"{name}.{place}.image")
+            if isinstance(unit, dict) and isinstance(unit.get("images"), list | tuple):
+                unit["images"] = [change(text, f"{name}.{place}.images") for text in unit["images"]]
+    return made
 
 
 def joined(given: dict[str, Any], settings: object) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.store.library import unknown_words
+from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of, from_page, to_page
 from studio.ui.image_panel import ImagePanel
 from studio.ui.services import Services
@@ -45,6 +46,7 @@ class GenerateTab:
         self._services = services
         self.controls: dict[str, Any] = {}
         self.image = ImagePanel(services.gallery.blobs)
+        self.control = ControlPanel(services, services.gallery.blobs)
         self._model = services.library.get(services.settings.model)
 
     @property
@@ -109,6 +111,7 @@ class GenerateTab:
                     None, outputs=[self.controls["prompt"]], js=f"() => {json.dumps(example)}", api_visibility="private"
                 )
         self.controls |= self.image.build(values)
+        self.control.build(self._model.id)
         with gr.Row():
             self.controls["seed"] = build_control(GenerationRequest, "seed", -1)
             with gr.Column(scale=0, min_width=130):
@@ -140,10 +143,13 @@ class GenerateTab:
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        names, boxes = list(controls), list(controls.values())
+        kept = controls | self.control.saved
+        names, boxes = list(kept), list(kept.values())
         made["generate"].click(
             self.submit,
-            inputs_kwargs=controls | {"forever": made["forever"], "editor": self.image.editor, "mask": self.image.mask},
+            inputs_kwargs=controls
+            | self.control.inputs
+            | {"forever": made["forever"], "editor": self.image.editor, "mask": self.image.mask},
             outputs=[made["result"]],
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
@@ -164,10 +170,13 @@ class GenerateTab:
         controls["model"].input(
             self.use_model, [controls["model"]], [*defaults, made["demo"], made["examples"]], **private
         )
+        controls["model"].change(
+            self.control.use_model, [controls["model"], *self.control.models], self.control.targets, **private
+        )
         made["restore"].click(
             self.restore,
             [made["restore_id"]],
-            [*boxes, self.image.editor, self.image.mask, tabs, made["result"]],
+            [*self.filled, tabs, made["result"]],
             js="() => [studio.pending()]",
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
@@ -187,11 +196,12 @@ class GenerateTab:
             api_visibility="private",
         )
         page.load(lambda: gr.update(choices=self._model_choices()), outputs=[controls["model"]], **private)
+        page.load(self.control.use_model, [controls["model"], *self.control.models], self.control.targets, **private)
         page.load(
             None,
             inputs=boxes,
             outputs=boxes,
-            js=f"(...values) => {{ window.studioUsual = {json.dumps(usual())};"
+            js=f"(...values) => {{ window.studioUsual = {json.dumps(usual() | {'control': self.control.usual})};"
             f" return studio.restoreForm({json.dumps(names)}, values); }}",
             api_visibility="private",
         )
@@ -199,18 +209,23 @@ class GenerateTab:
     def submit(self, request: gr.Request, **values: Any) -> str:
         """Queue what the form says; return JSON for the page: {"job", "note"} or {"error", "field"}."""
         forever, editor, mask = bool(values.pop("forever")), values.pop("editor"), values.pop("mask")
+        places: dict[str, int] = {}
         try:
             if forever and self._services.public:
                 raise StudioError("Generate forever is not offered on a public page")
+            units = {name: values.pop(name) for name in self.control.inputs}
             plain = from_page(GenerationRequest, values)
             parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
             pictures = self.image.taken(editor, mask)
             if "image" not in pictures:  # sliders of a closed accordion, left from another picture
                 plain |= dict.fromkeys(EXTENSIONS, 0)
-            wanted = parse_request(plain | pictures)
+            steered, places = self.control.taken(units)
+            wanted = parse_request(plain | pictures | steered)
             job = self._services.dispatcher.submit(wanted, self._services.owner(request.headers), forever=forever)
         except StudioError as error:
-            return json.dumps({"error": str(error), "field": error.field if isinstance(error, InvalidRequest) else ""})
+            field = error.field if isinstance(error, InvalidRequest) else ""
+            unit = ".".join(field.split(".")[:2])
+            return json.dumps({"error": str(error), "field": f"unit{places[unit]}" if unit in places else field})
         except Exception:  # a process boundary: the page shall hear of it, and go on
             logger.exception("submit")
             return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
@@ -243,11 +258,10 @@ class GenerateTab:
             )
         except StudioError as error:
             problem = json.dumps({"error": str(error), "field": ""})
-            return [*(gr.skip() for _ in self.controls), gr.skip(), gr.skip(), gr.skip(), problem]
-        pictures, notes = self.image.shown(found.values)
+            return [*(gr.skip() for _ in self.filled), gr.skip(), problem]
+        shown, notes = self.form_values(found.values)
         return [
-            *self.form_values(found.values),
-            *pictures,
+            *shown,
             gr.Tabs(selected="generate"),
             json.dumps({"note": " ".join([*found.notes, *notes])}),
         ]
@@ -262,12 +276,25 @@ class GenerateTab:
             return [*(gr.skip() for _ in self.image.targets), gr.skip(), json.dumps({"error": str(error), "field": ""})]
         return [*self.image.open(str(path)), gr.Tabs(selected="generate"), json.dumps({"open": "group-image"})]
 
-    def form_values(self, values: dict[str, Any]) -> list[Any]:
-        """Return one update a control, in the order of `controls`, for values read from a picture; the others stay."""
+    @property
+    def filled(self) -> list[Any]:
+        """All components that `form_values` fills."""
+        return [*self.controls.values(), self.image.editor, self.image.mask, *self.control.inputs.values()]
+
+    def form_values(self, values: dict[str, Any], *, pictures: bool = True) -> tuple[list[Any], list[str]]:
+        """Return one update for each of `filled`, for values read from a picture, and notes; what is not known stays.
+
+        Args:
+            values: plain fields of a request.
+            pictures: whether to open the pictures that it names; a stranger's file may name them, but opens none.
+        """
         known = {model.id for model in self._services.library.models() if not model.problem}
         usable = {name: value for name, value in values.items() if name != "model" or value in known}
         shown = to_page(GenerationRequest, usable)
-        return [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
+        updates = [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
+        images, notes = self.image.shown(values if pictures else {})
+        units, more = self.control.shown(values if pictures else {})
+        return [*updates, *images, *units], [*notes, *more]
 
 
 def usual() -> dict[str, dict[str, Any]]:

@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from studio.errors import StudioError
-from studio.spec import EXTENSIONS, IMAGE_FIELDS, RESIZE_LABELS, GenerationRequest
+from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
 from studio.store.blobs import BlobStore, encode
 from studio.store.inputs import fitting_size
 from studio.ui.forms import build_control, fields_of
 from studio.ui.text import TEXT
+from studio.units import IMAGE_FIELDS
 
 PAINT = "#ff4d4f"
 FILES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"]

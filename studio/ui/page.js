@@ -47,7 +47,7 @@ window.studio = (() => {
     document.querySelectorAll(".st-problem").forEach((node) => node.remove());
     const result = JSON.parse(text || "{}");
     if (result.error) {
-      const field = result.field && $("#field-" + result.field);
+      const field = result.field && $("#field-" + CSS.escape(result.field));
       const line = el("div", { class: "st-problem", role: "alert", text: result.error });
       if (field) {
         field.closest("details, .accordion")?.setAttribute("open", "");

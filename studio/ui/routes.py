@@ -42,6 +42,7 @@ class Routes:
             Route("/studio/preview/{job}", self.preview),
             Route("/studio/image/{id}", self.image),
             Route("/studio/thumbnail/{id}", self.thumbnail),
+            Route("/studio/tool/{id}", self.tool),
             Route("/studio/metadata/{id}", self.metadata),
             Route("/studio/gallery", self.gallery),
             Route("/studio/images", self.change_images, methods=["POST"]),
@@ -106,6 +107,14 @@ class Routes:
             return Response(status_code=304, headers=headers)
         return FileResponse(path, media_type=media_type, headers=headers)
 
+    async def tool(self, request: Request) -> Response:
+        """Send a picture that a tool made to whoever knows its id, which nobody can guess."""
+        name = request.path_params["id"]
+        path = self._services.settings.tool_pictures / f"{name}.png"
+        if len(name) != 32 or set(name) - set("0123456789abcdef") or not path.is_file():
+            return problem(StudioError("there is no such picture; let the tool make it again"), 404)
+        return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
     async def metadata(self, request: Request) -> Response:
         """Return what a picture says about itself."""
         try:
@@ -116,7 +125,8 @@ class Routes:
             return problem(error, 404)
         record = found.record.model_dump(mode="json") if found.record else None
         if record and self._services.public:
-            record["model"].pop("path")
+            for named in (record["model"], *record["parts"]):
+                named.pop("path")
         return JSONResponse({"text": found.text, "record": record})
 
     async def gallery(self, request: Request) -> Response:

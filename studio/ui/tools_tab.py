@@ -41,14 +41,8 @@ def build_tools_tab(generate: GenerateTab, tabs: gr.Tabs) -> None:
             return str(error), {}, gr.update(interactive=False)
         return describe(found), found.values, gr.update(interactive=bool(found.values))
 
-    def pictures_of(found: dict[str, Any]) -> list[Any]:
-        """Return what the picture started from; a stranger's file may name it, but does not open it."""
-        return generate.image.shown({} if generate.public else found)[0]
+    def send_values(found: dict[str, Any]) -> list[Any]:
+        return [*generate.form_values(found, pictures=not generate.public)[0], gr.Tabs(selected="generate")]
 
     picture.change(read, [picture], [text, values, send], **private)
-    send.click(
-        lambda found: [*generate.form_values(found), *pictures_of(found), gr.Tabs(selected="generate")],
-        [values],
-        [*generate.controls.values(), generate.image.editor, generate.image.mask, tabs],
-        **private,
-    )
+    send.click(send_values, [values], [*generate.filled, tabs], **private)

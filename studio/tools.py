@@ -1,0 +1,49 @@
+"""Tools: small things that the process which draws does besides jobs: a preprocessor's preview, a check of an autoencoder.
+
+A call is answered once, between two jobs. Its pictures lie in the cache for a while; nothing of it is kept.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from studio.fields import Frozen
+from studio.records import ModelRef
+
+
+class PreprocessCall(Frozen):
+    """Make a control picture; the answer's picture is `map`."""
+
+    tool: Literal["preprocess"] = "preprocess"
+    image: str
+    preprocessor: str
+    resolution: int | None = None
+    options: dict[str, float] = {}
+
+
+class VaeCheckCall(Frozen):
+    """Encode a picture and decode it again; the answer's pictures are `given`, `decoded` and `difference`."""
+
+    tool: Literal["vae_check"] = "vae_check"
+    image: str
+    model: ModelRef
+
+
+ToolCall = Annotated[PreprocessCall | VaeCheckCall, Field(discriminator="tool")]
+
+
+class ToolAnswer(Frozen):
+    """What came of a call.
+
+    Attributes:
+        call: id of the call.
+        values: numbers and words.
+        pictures: name -> id under which the picture can be fetched for a while.
+        problem: why there is nothing, in one sentence; "" if there is.
+    """
+
+    type: Literal["answer"] = "answer"
+    call: str
+    values: dict[str, Any] = {}
+    pictures: dict[str, str] = {}
+    problem: str = ""

@@ -1,0 +1,293 @@
+"""The Control accordion: three units, each a picture to follow, how it is read, and the ControlNet or adapter that follows it."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.parts import KINDS, UNIT_KINDS, shape_problem
+from studio.preprocessors import PREPROCESSORS, weights_present
+from studio.store.blobs import BlobStore
+from studio.tools import PreprocessCall
+from studio.ui.services import Services
+from studio.ui.text import TEXT
+from studio.units import MODE_LABELS, UNITS_MAX
+
+OPTIONS = 2  # numbers that a preprocessor shows
+USUAL: dict[str, Any] = {
+    "on": False,
+    "image": None,
+    "more": None,
+    "model": None,
+    "preprocessor": "none",
+    "pixel_perfect": True,
+    "resolution": 512,
+    "option0": 0,
+    "option1": 0,
+    "weight": 1.0,
+    "start": 0.0,
+    "end": 1.0,
+    "mode": "balanced",
+}
+FIELD_OF = {kind: field for field, kind in UNIT_KINDS.items()}
+
+
+class ControlPanel:
+    """Builds the accordion; `inputs` are all its components by name (`unit0_weight`).
+
+    Args:
+        services: what the handlers work on.
+        blobs: keeps the pictures that are submitted.
+    """
+
+    def __init__(self, services: Services, blobs: BlobStore) -> None:
+        self._services, self._blobs = services, blobs
+        self.inputs: dict[str, Any] = {}
+        self._previews: list[tuple[Any, Any]] = []
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """What tells that no unit is on, by the saved form's names."""
+        return {f"unit{place}_on": False for place in range(UNITS_MAX)}
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """The components that a reload of the page keeps."""
+        return {name: box for name, box in self.inputs.items() if not name.endswith(("_image", "_more"))}
+
+    def build(self, model: str) -> None:
+        """Build the accordion for a model."""
+        choices, note = self.choices(model)
+        with gr.Accordion(TEXT["group.control"], open=False, elem_id="group-control"):
+            gr.Markdown(TEXT["control.help"], elem_classes="st-quiet")
+            self._note = gr.Markdown(note, elem_classes="st-quiet", visible=bool(note))
+            with gr.Tabs():
+                for place in range(UNITS_MAX):
+                    with gr.Tab(TEXT["control.unit"].format(number=place + 1), elem_id=f"field-unit{place}"):
+                        self._build_unit(place, choices)
+
+    def _build_unit(self, place: int, choices: list[tuple[str, str]]) -> None:
+        made: dict[str, Any] = {"on": gr.Checkbox(False, label=TEXT["control.on"], info=TEXT["control.on.help"])}
+        with gr.Row():
+            with gr.Column(min_width=180):
+                made["image"] = gr.Image(
+                    type="filepath", format="png", image_mode=None, sources=["upload", "clipboard"],
+                    label=TEXT["control.image"], height=200, elem_id=f"field-unit{place}-image",
+                )  # fmt: skip
+            with gr.Column(min_width=180):
+                preview = gr.HTML(f'<div class="st-map st-quiet">{TEXT["control.map"]}</div>', padding=False)
+                look = gr.Button(TEXT["control.preview"], size="sm")
+        made["model"] = gr.Dropdown(
+            choices, value=None, label=TEXT["control.model"], info=TEXT["control.model.help"],
+            elem_id=f"field-unit{place}-model",
+        )  # fmt: skip
+        with gr.Row():
+            made["preprocessor"] = gr.Dropdown(
+                self._preprocessors(), value="none", label="Preprocessor", info=TEXT["control.preprocessor.help"],
+                elem_id=f"field-unit{place}-preprocessor",
+            )  # fmt: skip
+            made["pixel_perfect"] = gr.Checkbox(True, label="Pixel perfect", info=TEXT["control.pixel.help"])
+        made["resolution"] = gr.Slider(64, 2048, 512, step=8, label="Preprocessor resolution", visible=False)
+        with gr.Row():
+            for number in range(OPTIONS):
+                made[f"option{number}"] = gr.Slider(0, 255, 0, step=1, label="Option", visible=False)
+        with gr.Row():
+            made["weight"] = gr.Slider(0, 2, 1.0, step=0.05, label="Control weight")
+            made["start"] = gr.Slider(0, 1, 0.0, step=0.05, label="Starting control step")
+            made["end"] = gr.Slider(0, 1, 1.0, step=0.05, label="Ending control step")
+        made["mode"] = gr.Radio(
+            [(label, mode) for mode, label in MODE_LABELS.items()], value="balanced", label="Control mode"
+        )
+        made["more"] = gr.File(
+            file_count="multiple", type="filepath", label=TEXT["control.more"], visible=False, height=120
+        )
+        self.inputs |= {f"unit{place}_{name}": box for name, box in made.items()}
+        self._bind_unit(made, look, preview)
+
+    def _bind_unit(self, made: dict[str, Any], look: Any, preview: Any) -> None:
+        private = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        options = [made[f"option{number}"] for number in range(OPTIONS)]
+        made["preprocessor"].change(option_sliders, [made["preprocessor"]], options, **private)
+        made["preprocessor"].input(option_values, [made["preprocessor"]], options, **private)
+        made["pixel_perfect"].change(
+            lambda perfect: gr.update(visible=not perfect), [made["pixel_perfect"]], [made["resolution"]], **private
+        )
+        made["model"].input(
+            self.suggest, [made["model"], made["preprocessor"]], [made["preprocessor"]], **private
+        ).then(option_values, [made["preprocessor"]], options, **private)
+        made["model"].change(
+            shown_for, [made["model"]], [made["mode"], made["start"], made["end"], made["more"]], **private
+        )
+        made["image"].input(lambda path: bool(path), [made["image"]], [made["on"]], **private)
+        names = ("image", "preprocessor", "pixel_perfect", "resolution", "option0", "option1")
+        look.click(
+            self.preview, [made[name] for name in names], [preview], api_visibility="private", concurrency_limit=None
+        )
+
+    def _preprocessors(self) -> list[tuple[str, str]]:
+        folder = self._services.settings.annotators
+        return [
+            (one.title if weights_present(name, folder) else f"{one.title} ({TEXT['control.no_weights']})", name)
+            for name, one in PREPROCESSORS.items()
+        ]
+
+    def choices(self, model: str) -> tuple[list[tuple[str, str]], str]:
+        """Return the parts that fit a model as (label, kind:id), and a sentence about those that do not."""
+        try:
+            shape = self._services.library.get(model).shape
+        except StudioError:
+            shape = {}
+        fitting, others = [], []
+        for kind in UNIT_KINDS.values():
+            for part in self._services.library.parts.parts(kind):
+                why = part.problem or shape_problem(part, shape)
+                fitting += [] if why else [(f"{part.id} · {KINDS[kind].title}", f"{kind}:{part.id}")]
+                others += [f"{part.id}: {why}"] if why else []
+        note = TEXT["control.others"].format(others="; ".join(others)) if others else ""
+        return fitting, note if fitting or others else TEXT["control.none"]
+
+    def use_model(self, model: str, *chosen: str | None) -> list[Any]:
+        """Offer what fits a model; return an update for the note and for each unit's model, whose choice stays if it fits."""
+        choices, note = self.choices(model)
+        values = {value for _, value in choices}
+        boxes = [gr.update(choices=choices, value=one if one in values else None) for one in chosen]
+        return [gr.update(value=note, visible=bool(note)), *boxes]
+
+    @property
+    def models(self) -> list[Any]:
+        """The units' model dropdowns."""
+        return [self.inputs[f"unit{place}_model"] for place in range(UNITS_MAX)]
+
+    @property
+    def targets(self) -> list[Any]:
+        """What `use_model` updates."""
+        return [self._note, *self.models]
+
+    def suggest(self, chosen: str | None, current: str) -> str:
+        """Return the preprocessor whose pictures a ControlNet was trained on; a choice that was made stays."""
+        kind, _, name = (chosen or "").partition(":")
+        found = {part.id: part for part in self._services.library.parts.parts(kind)} if kind in KINDS else {}
+        told = found[name].preprocessor if name in found else ""
+        return told if current == "none" and told in PREPROCESSORS else current
+
+    def preview(self, *values: Any) -> str:
+        """Return the preprocessor's result as HTML."""
+        image, preprocessor, perfect, resolution, *options = values
+        if not image:
+            raise gr.Error(TEXT["control.no_image"], print_exception=False)
+        try:
+            call = PreprocessCall(
+                image=self._blobs.add(Path(image), "image"),
+                preprocessor=preprocessor,
+                resolution=None if perfect else int(resolution),
+                options=options_of(preprocessor, options),
+            )
+            answer = self._services.dispatcher.ask(call)
+        except StudioError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return f'<div class="st-map"><img src="studio/tool/{answer.pictures["map"]}" alt="{TEXT["control.preview"]}"></div>'
+
+    def taken(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Store the units' pictures and return the request's fields, and which unit each entry is (`controls.0` -> 2).
+
+        Raises:
+            StudioError: if a picture cannot be used, or a unit has no model.
+        """
+        fields: dict[str, list[dict[str, Any]]] = {}
+        places: dict[str, int] = {}
+        for place in range(UNITS_MAX):
+            unit = {name: values.get(f"unit{place}_{name}", usual) for name, usual in USUAL.items()}
+            if not unit["on"]:
+                continue
+            kind, _, name = (unit["model"] or "").partition(":")
+            if not name:
+                raise StudioError(TEXT["control.no_model"].format(number=place + 1))
+            pictures = [path for path in (unit["image"], *(unit["more"] or [])) if path]
+            stored = [self._blobs.add(Path(path), f"unit {place + 1}") for path in pictures]
+            entry = ip_entry(name, unit, stored) if kind == "ip_adapter" else drawn_entry(kind, name, unit, stored)
+            entries = fields.setdefault(FIELD_OF[kind], [])
+            places[f"{FIELD_OF[kind]}.{len(entries)}"] = place
+            entries.append(entry)
+        return fields, places
+
+    def shown(self, values: dict[str, Any]) -> tuple[list[Any], list[str]]:
+        """Return a value for each of `inputs` that shows a request's units, and notes about what is gone."""
+        units = [(field, unit) for field in UNIT_KINDS for unit in values.get(field, ())][:UNITS_MAX]
+        updates, notes = [], []
+        for place in range(UNITS_MAX):
+            unit = dict(USUAL)
+            if place < len(units):
+                unit |= self._unit_values(*units[place], notes)
+            updates += [unit[name.partition("_")[2]] for name in self.inputs if name.startswith(f"unit{place}_")]
+        return updates, notes
+
+    def _unit_values(self, field: str, unit: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+        """Turn one unit of a request into values of the form."""
+        pictures = unit.get("images") or ([unit["image"]] if unit.get("image") else [])
+        image = None
+        try:
+            image = self._blobs.open(pictures[0], f"{field}.image") if pictures else None
+        except StudioError as error:
+            notes.append(str(error))
+        if len(pictures) > 1:
+            notes.append(TEXT["control.more.lost"])
+        given = list(unit.get("options", {}).values())
+        return {
+            "on": True,
+            "image": image,
+            "model": f"{UNIT_KINDS[field]}:{unit['model']}",
+            "preprocessor": unit.get("preprocessor", "none"),
+            "pixel_perfect": unit.get("resolution") is None,
+            "resolution": unit.get("resolution") or USUAL["resolution"],
+            "weight": unit.get("weight", unit.get("scale", 1.0)),
+            "mode": unit.get("mode", "balanced"),
+            **{name: unit[name] for name in ("start", "end") if name in unit},
+            **{f"option{number}": value for number, value in enumerate(given[:OPTIONS])},
+        }
+
+
+def options_of(preprocessor: str, values: list[Any]) -> dict[str, float]:
+    """Name a preprocessor's numbers."""
+    return {option.name: value for option, value in zip(PREPROCESSORS[preprocessor].options, values, strict=False)}
+
+
+def option_sliders(preprocessor: str) -> list[Any]:
+    """Show the sliders that a preprocessor has; their values stay, because a form that is restored has its own."""
+    options = PREPROCESSORS[preprocessor].options[:OPTIONS]
+    updates = [
+        gr.update(label=one.label, minimum=one.minimum, maximum=one.maximum, step=one.step, visible=True)
+        for one in options
+    ]
+    return updates + [gr.update(visible=False)] * (OPTIONS - len(options))
+
+
+def option_values(preprocessor: str) -> list[Any]:
+    """Return a preprocessor's usual numbers."""
+    values: list[Any] = [one.default for one in PREPROCESSORS[preprocessor].options[:OPTIONS]]
+    return values + [gr.skip()] * (OPTIONS - len(values))
+
+
+def shown_for(chosen: str | None) -> list[Any]:
+    """Show what a kind of unit has: an adapter no mode, an IP-Adapter no steps but more pictures."""
+    kind = (chosen or "controlnet").partition(":")[0]
+    steps = gr.update(visible=kind != "ip_adapter")
+    return [gr.update(visible=kind == "controlnet"), steps, steps, gr.update(visible=kind == "ip_adapter")]
+
+
+def ip_entry(name: str, unit: dict[str, Any], stored: list[str]) -> dict[str, Any]:
+    """Return an IP-Adapter unit as plain values."""
+    return {"model": name, "images": stored, "scale": unit["weight"]}
+
+
+def drawn_entry(kind: str, name: str, unit: dict[str, Any], stored: list[str]) -> dict[str, Any]:
+    """Return a ControlNet or T2I-Adapter unit as plain values."""
+    entry = {
+        "model": name,
+        "image": stored[0] if stored else None,
+        "preprocessor": unit["preprocessor"],
+        "resolution": None if unit["pixel_perfect"] else int(unit["resolution"]),
+        "options": options_of(unit["preprocessor"], [unit[f"option{number}"] for number in range(OPTIONS)]),
+        **{field: unit[field] for field in ("weight", "start", "end")},
+    }
+    return entry | ({"mode": unit["mode"]} if kind == "controlnet" else {})
