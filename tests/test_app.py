@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from studio.settings import ROOT
 from studio.spec import GenerationRequest
 from studio.store.metadata import read_picture
 from studio.ui.api import Api
 from studio.ui.forms import build_control, facts_of, fields_of, from_page, to_page
-from studio.units import IMAGE_FIELDS
+from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 from tests.conftest import App, launch
 
 PROMPT = "a red circle on a blue background"
-PUBLIC = {"/txt2img", "/img2img", "/inpaint", "/models", "/schedulers", "/gallery", "/job", "/cancel"}
+PUBLIC = {
+    *("/txt2img", "/img2img", "/inpaint", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
+    *("/preprocess", "/preprocessors", "/vae_check"),
+}
 
 
 TEXT_FIELDS = {
     name: field
     for name, field in GenerationRequest.model_fields.items()
-    if facts_of(field)["group"] not in ("image", "inpaint", "outpaint")
+    if facts_of(field)["group"] not in ("image", "inpaint", "outpaint", "control")
 }
 
 
@@ -142,6 +146,44 @@ def test_pictures_can_be_sent_to_img2img_and_inpaint(client: Client, app: App) -
         with pytest.raises(AppError) as caught:
             client.predict(**({"prompt": PROMPT} | values), api_name="/img2img")
         assert sentence in str(caught.value)
+
+
+def test_units_preprocessors_and_the_vae_check(client: Client, app: App) -> None:
+    shape = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(shape).rectangle((20, 50, 90, 120), fill="black")
+    made = client.predict(image=as_text(shape), preprocessor="canny", api_name="/preprocess")
+    edges = np.asarray(Image.open(io.BytesIO(app.get(made["url"]).content)).convert("L"))
+    assert edges.shape == (128, 128)
+    assert set(np.flatnonzero(edges.any(axis=1))) <= set(range(47, 124))
+    unit = {"model": "shapes-canny", "image": as_text(shape), "preprocessor": "canny"}
+    drawn = client.predict(prompt=PROMPT, seed=5, settings={"controls": [unit]}, api_name="/txt2img")
+    (path,) = (app.data / "images").rglob(f"{drawn['images'][0]['id']}.png")
+    record = read_picture(path).record
+    assert record
+    assert [part.id for part in record.parts] == ["shapes-canny"]
+    assert "ControlNet 0: " in read_picture(path).text
+    assert (app.data / "blobs").is_dir()
+    for wrong, sentence in (
+        ({"controls": [unit | {"model": "other"}]}, "controls.0.model='other' is no ControlNet"),
+        ({"controls": [unit | {"image": "no picture"}]}, "must be a picture file as base64"),
+        ({"controls": [unit] * 4}, "at most 3 work at once"),
+        ({"controls": "all"}, "controls="),
+    ):
+        with pytest.raises(AppError) as caught:
+            client.predict(prompt=PROMPT, settings=wrong, api_name="/txt2img")
+        assert sentence in str(caught.value)
+    with pytest.raises(AppError, match="low_threshold"):
+        client.predict(image=as_text(shape), options={"low_threshold": -1}, api_name="/preprocess")
+    listed = {one["name"]: one["ready"] for one in client.predict(api_name="/preprocessors")}
+    assert listed["canny"]
+    assert not listed["depth_midas"]
+    checked = client.predict(image=as_text(shape), api_name="/vae_check")
+    assert checked["psnr"] > 22
+    assert (checked["width"], checked["height"], len(checked["means"])) == (128, 128, 4)
+    for url in checked["urls"].values():
+        assert Image.open(io.BytesIO(app.get(url).content)).size == (128, 128)
+    assert app.get("/studio/tool/../../studio.db").status_code == 404
+    assert app.get("/studio/tool/" + "0" * 32).status_code == 404
 
 
 def test_lists(client: Client) -> None:
@@ -328,7 +370,7 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_the_forms_controls_are_the_requests_fields() -> None:
     groups = {facts_of(field).get("group") for field in GenerationRequest.model_fields.values()}
     listed = [name for group in sorted(map(str, groups)) for name in fields_of(GenerationRequest, group)]
-    assert sorted([*listed, *IMAGE_FIELDS]) == sorted(GenerationRequest.model_fields)
+    assert sorted([*listed, *IMAGE_FIELDS, *UNIT_FIELDS]) == sorted(GenerationRequest.model_fields)
     control = build_control(GenerationRequest, "num_inference_steps", 20)
     assert (control.minimum, control.maximum, control.value) == (1, 150, 20)  # type: ignore[attr-defined]
     clip = build_control(GenerationRequest, "clip_skip", 0)

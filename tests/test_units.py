@@ -19,11 +19,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from benchmarks.shapes.follow import UNIT, followed, scores
 from studio.engine.prompts import encode_prompts
 from studio.errors import InvalidRequest, StudioError
 from studio.spec import GenerationRequest, parse_request
 from studio.store.blobs import encode
 from studio.store.library import Library
+from studio.store.metadata import add_text, picture_texts, read_picture
 from tests.conftest import pixels
 
 PROMPT = "a red circle on a blue background"
@@ -299,3 +301,23 @@ def test_an_ip_adapter_without_its_encoder_is_refused(library: Library, networks
     (folder / "w.safetensors").write_bytes((folder.parent / "seen" / "ip-adapter.safetensors").read_bytes())
     with pytest.raises(StudioError, match="no image encoder"):
         library.parts.get("ip_adapter", "blind", "ip_adapters.0.model")
+
+
+def test_the_shipped_controlnet_follows_edges(tmp_path: Path) -> None:
+    results = scores(followed(8, [UNIT], tmp_path))
+    plain = scores(followed(8, [], tmp_path))
+    assert results["edge_f"] >= 0.8
+    assert plain["edge_f"] <= 0.5
+    assert min(results["colour"], results["background"]) == 1
+
+
+def test_a_picture_with_units_is_replayed(draw: Draw, library: Library, tmp_path: Path) -> None:
+    made = draw(prompt=PROMPT, seed=5, controls=[control("shapes-canny", preprocessor="canny", weight=0.5)])
+    record = made.records[0]
+    (part,) = record.parts
+    assert (part.kind, part.id, len(part.sha256)) == ("controlnet", "shapes-canny", 64)
+    path = tmp_path / "one.png"
+    path.write_bytes(add_text(made.pictures[0], picture_texts(record)))
+    found = read_picture(path)
+    assert found.record == record
+    assert 'ControlNet 0: "Module: canny, Model: shapes-canny' in found.text
