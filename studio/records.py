@@ -14,7 +14,7 @@ class ModelRef(Frozen):
         sha256: of its files' names and contents.
         noise: `diffusion`, `edm` or `flow`: which schedulers can work.
         kind: `""`, or `inpaint` for a denoiser that sees the mask and can do nothing else.
-        latent_rgb: (5, 3) linear map from latents to colour for previews, or () for the family's.
+        latent_rgb: (C + 1, 3) linear map from latents to colour for previews, or () for the family's.
     """
 
     id: str

@@ -76,6 +76,17 @@ class GenerationRequest(Frozen):
             step=0.1,
         ),
     ] = None
+    true_cfg_scale: Annotated[
+        float,
+        control(
+            "True CFG",
+            "sampling",
+            "For models with distilled guidance (Flux): above 1 the negative prompt counts, at twice the time.",
+            ge=1,
+            le=30,
+            step=0.1,
+        ),
+    ] = 1.0
     seed: Annotated[
         int,
         control(

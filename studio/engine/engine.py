@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from studio.engine.devices import Device
-from studio.engine.passes import Steps, enlarged, mixed_noise, preview_event, run_pass, to_pixels
+from studio.engine.passes import Steps, enlarged, mixed_noise, preview_event, run_pass, second_steps, to_pixels
 from studio.engine.pipelines import PipelineManager
 from studio.engine.previews import encode_png
 from studio.engine.prompts import encode_prompts
-from studio.engine.tasks import LoadImage, Start
+from studio.engine.tasks import LoadImage, Start, told_size
 from studio.errors import DeviceError, ModelError
 from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
 from studio.families import FAMILIES
@@ -145,28 +145,30 @@ class Engine:
 
     def _passes(self, job: Job, start: Start, first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
         """Run the first pass, and the second if a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
-        request = job.request
+        request, family = job.request, FAMILIES[job.model.family]
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
         with self.pipelines.configured(request, job.model, seeds) as pipe:
-            prompts = encode_prompts(pipe, request)
+            prompts = encode_prompts(pipe, request, job.model)
             more = start.arguments(pipe, seeds)
             if request.task == TEXT2IMAGE:
-                more["guidance_rescale"] = request.guidance_rescale
+                if request.guidance_rescale:
+                    more["guidance_rescale"] = request.guidance_rescale
                 if request.variation_strength:
                     more["latents"] = mixed_noise(pipe, request, first, generators)
             if hires and request.hires_upscaler == "latent":
                 more["output_type"] = "latent"
-            steps.begin(int(again * request.hires_strength) / (request.num_inference_steps or 1) if hires else 0.0)
-            made = run_pass(pipe, request, prompts, generators, steps, **more)
+            steps.begin(second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0)
+            made = run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
         with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
             image = enlarged(pipe, made, request)
             steps.begin()
-            more = {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
-            return run_pass(pipe, request, prompts, generators, steps, **more)
+            more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
+            more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
+            return run_pass(pipe, family, request, prompts, generators, steps, **more)
 
     def _record(self, job: Job, seed: int, index: int) -> ImageRecord:
         now = self._clock()

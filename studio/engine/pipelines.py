@@ -13,10 +13,10 @@ import torch
 
 from studio.engine.devices import Device
 from studio.errors import DeviceError, ModelError
-from studio.families import FAMILIES
+from studio.families import FAMILIES, pipelines_of
 from studio.records import ModelRef
 from studio.schedulers import SCHEDULERS, SIGMA_OPTIONS
-from studio.spec import INPAINT, TEXT2IMAGE, GenerationRequest
+from studio.spec import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,11 @@ class PipelineManager:
         """Return the pipeline for a task; all tasks of a model share its weights."""
         loaded = self._weights(model)
         if task not in loaded.pipes:
-            pipeline_class = getattr(importlib.import_module("diffusers"), FAMILIES[model.family].pipelines[task])
+            pipeline_class = getattr(importlib.import_module("diffusers"), pipelines_of(model.family, model.kind)[task])
             pipe = loaded.base
             if type(pipe) is not pipeline_class:  # without its dtype, from_pipe makes the shared weights float32
-                pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype)
+                options = FAMILIES[model.family].load_options
+                pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype, **options)
             pipe.set_progress_bar_config(disable=True)
             loaded.pipes[task] = pipe
         return loaded.pipes[task]
@@ -87,9 +88,8 @@ class PipelineManager:
     def _load(self, model: ModelRef) -> Any:
         logger.info("loading %s", model.id)
         quiet_libraries()
-        task = INPAINT if model.kind == INPAINT else TEXT2IMAGE
-        pipeline_class = getattr(importlib.import_module("diffusers"), FAMILIES[model.family].pipelines[task])
-        options = {"safety_checker": None, "requires_safety_checker": False}
+        class_name = next(iter(pipelines_of(model.family, model.kind).values()))
+        pipeline_class = getattr(importlib.import_module("diffusers"), class_name)
         try:
             pipe = pipeline_class.from_pretrained(
                 model.path,
@@ -97,7 +97,7 @@ class PipelineManager:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                **options,
+                **FAMILIES[model.family].load_options,
             )
             pipe.to(self.device.place)
         except torch.OutOfMemoryError as error:

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import FAMILIES, detect_family, task_problem
+from studio.families import FAMILIES, check_request, detect_family, task_problem
 from studio.records import ModelRef
-from studio.schedulers import canonical, noise_kind, scheduler_problem
+from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
 from studio.spec import GenerationRequest, fill_defaults, parse_request
 from studio.store import writer
 from studio.store.index import Database
@@ -113,11 +113,13 @@ class Library:
         model = self.get(request.model)
         if problem := task_problem(model.family, model.kind, request.task):
             raise InvalidRequest("model", f"model={model.id!r}: {problem}")
-        own = dict(zip(("width", "height"), size, strict=True)) if size else {}
+        step = FAMILIES[model.family].size_step
+        own = {name: side // step * step for name, side in zip(("width", "height"), size or (), strict=bool(size))}
         filled = fill_defaults(request, model.defaults | own, seed)
         assert filled.scheduler is not None
         if problem := scheduler_problem(filled.scheduler, filled.sigmas or "automatic", model.noise):
             raise InvalidRequest("scheduler", problem)
+        check_request(model.family, model.kind, filled)
         return filled, self.reference(model)
 
     def _folder_sha256(self, folder: Path) -> str:
@@ -173,16 +175,23 @@ def read_model(name: str, folder: Path) -> Model:
     try:
         facts = read_facts(folder)
         index = _read_json(folder / "model_index.json")
-        detected, kind = detect_family(index, _read_json(folder / "unet" / "config.json"))
+        denoiser = "transformer" if "transformer" in index else "unet"
+        detected, kind = detect_family(index, _read_json(folder / denoiser / "config.json"))
         family = facts.get("family", detected)
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
         check_weights(folder, index)
         scheduler = _read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
+        noise = _noise(family, scheduler)
+        usual = canonical(scheduler)
+        if usual is None or SCHEDULERS[usual].noise != noise:
+            usual = next(
+                name
+                for name in (FAMILIES[family].defaults["scheduler"], *SCHEDULERS)
+                if SCHEDULERS[name].noise == noise
+            )
         own = facts.get("defaults", {})
-        defaults = FAMILIES[family].defaults | {
-            "scheduler": canonical(scheduler) or FAMILIES[family].defaults["scheduler"]
-        }
+        defaults = FAMILIES[family].defaults | {"scheduler": usual}
         checked = parse_request(own).model_dump()  # a typo or a wrong value is told, and names become ours
         defaults |= {field: checked[field] for field in own}
         return Model(
@@ -190,7 +199,7 @@ def read_model(name: str, folder: Path) -> Model:
             path=folder,
             title=facts.get("title", name),
             family=family,
-            noise=noise_kind(scheduler),
+            noise=noise,
             kind=kind,
             defaults=defaults,
             latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
@@ -201,6 +210,20 @@ def read_model(name: str, folder: Path) -> Model:
         return Model(id=name, path=folder, title=name, problem=str(error))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OSError) as error:
         return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
+
+
+def _noise(family: str, scheduler: str) -> str:
+    """Return the kind of noise that a model was trained with, from the scheduler class that it was saved with.
+
+    Raises:
+        ModelError: if the class cannot work with the family.
+    """
+    noise, wanted = noise_kind(scheduler), FAMILIES[family].noise
+    if (noise == "flow") != (wanted == "flow"):
+        raise ModelError(
+            f"its scheduler {scheduler!r} does not work with {FAMILIES[family].title}; copy the model folder again"
+        )
+    return noise
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
