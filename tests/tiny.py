@@ -157,7 +157,40 @@ def flux() -> Any:
     )
 
 
-FAMILY_MODELS: dict[str, Callable[[], Any]] = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "sdxl-inpaint": sdxl_inpaint}
+def depth() -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionDepth2ImgPipeline
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    tokenizer = clip_tokenizer()
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+    )
+    return StableDiffusionDepth2ImgPipeline(
+        vae=vae(4),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet(WIDE, 5),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
+        depth_estimator=DPTForDepthEstimation(config).eval(),
+        feature_extractor=DPTImageProcessor(size={"height": 32, "width": 32}),
+    )
+
+
+FAMILY_MODELS: dict[str, Callable[[], Any]] = {
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "sdxl-inpaint": sdxl_inpaint,
+    "depth": depth,
+}
 
 
 def save_models(folder: Path) -> Path:

@@ -35,7 +35,11 @@ def _statistics(vae: Any, like: torch.Tensor) -> tuple[Any, Any, float]:
     if mean is not None and deviation is not None:
         row = {"device": like.device, "dtype": like.dtype}
         shape = (1, -1, 1, 1)
-        return torch.tensor(mean, **row).view(shape), torch.tensor(deviation, **row).view(shape), config["scaling_factor"]
+        return (
+            torch.tensor(mean, **row).view(shape),
+            torch.tensor(deviation, **row).view(shape),
+            config["scaling_factor"],
+        )
     return config.get("shift_factor") or 0.0, 1.0, config["scaling_factor"]
 
 

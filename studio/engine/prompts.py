@@ -207,8 +207,7 @@ def encode_t5(tokenizer: Any, encoder: Any, family: ModelFamily, texts: dict[str
             lost = tokenizer.decode(row[most - 1 :], skip_special_tokens=True)
             raise InvalidRequest(
                 field,
-                f"{field} has {len(row)} tokens and {family.title} reads {most}; it would be cut off before {shown(lost)}; "
-                "shorten it",
+                f"{field} has {len(row)} tokens and {family.title} reads {most}; shorten it by what begins with {shown(lost)}",
             )
     length = next(limit for limit in family.text_limits if limit >= max(map(len, ids.values())))
     rows = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in ids.values()]
