@@ -157,7 +157,7 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
             f"{flags.image} was not made by Studio, or its `studio` chunk was removed; there is nothing to replay",
         )
     library = Library(settings.model_folders)
-    model = library.reference(library.get(record.model.id))
+    model = library.reference(library.get(record.model.id), record.request.refiner)
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
         made = remake(engine, record, model, blob_finder(flags.image, settings, flags.out), flags.out)

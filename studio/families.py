@@ -28,6 +28,8 @@ class ModelFamily:
         refused_schedulers: that have the right noise and still do not work.
         text_limits: lengths, ascending, that the T5 encoder's tokens are padded to; nothing longer is read.
         size_step: of width and height in pixels: cells of the autoencoder times patches of the denoiser.
+        marks: flags of `model_index.json` that make a model another kind.
+        pag_pipelines: task -> diffusers class name with perturbed attention guidance.
         options: request fields beyond everybody's that have a meaning here; others must keep their defaults.
         arguments: request fields that every call of a pipeline is given under the same name.
         guidance: the request field that switches the negative prompt on when it is above 1.
@@ -45,6 +47,8 @@ class ModelFamily:
     cross_attention_dims: frozenset[int] = field(default_factory=frozenset)
     channels: dict[int, str] = field(default_factory=lambda: {4: "", 9: "inpaint"})
     kinds: dict[str, dict[str, str]] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
+    pag_pipelines: dict[str, str] = field(default_factory=dict)
     controlnet_pipelines: dict[str, str] = field(default_factory=dict)
     noise: str = ""
     refused_schedulers: frozenset[str] = frozenset()
@@ -125,6 +129,9 @@ SD_CONTROLNETS = _classes(
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
 )
+SD_PAG = _classes(
+    "StableDiffusionPAGPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline"
+)
 SD_KINDS = {"inpaint": {INPAINT: SD_PIPELINES[INPAINT]}}
 SD_LOADING = {"safety_checker": None, "requires_safety_checker": False}
 FAMILIES: dict[str, ModelFamily] = {
@@ -134,6 +141,7 @@ FAMILIES: dict[str, ModelFamily] = {
         {"width": 512, "height": 512, "num_inference_steps": 20, "guidance_scale": 7.0, "scheduler": "Euler a"},
         SD_LATENT_RGB,
         kinds=SD_KINDS,
+        pag_pipelines=SD_PAG,
         controlnet_pipelines=SD_CONTROLNETS,
         load_options=SD_LOADING,
     ),
@@ -145,6 +153,7 @@ FAMILIES: dict[str, ModelFamily] = {
         cross_attention_dims=frozenset({1024}),
         channels={4: "", 9: "inpaint", 5: "depth"},
         kinds=SD_KINDS | {"depth": {IMAGE2IMAGE: "StableDiffusionDepth2ImgPipeline"}},
+        pag_pipelines=SD_PAG,
         controlnet_pipelines=SD_CONTROLNETS,
         load_options=SD_LOADING,
     ),
@@ -154,7 +163,15 @@ FAMILIES: dict[str, ModelFamily] = {
         {"width": 1024, "height": 1024, "num_inference_steps": 30, "guidance_scale": 6.0, "scheduler": "Euler"},
         SDXL_LATENT_RGB,
         "sdxl",
-        kinds={"inpaint": {INPAINT: "StableDiffusionXLInpaintPipeline"}},
+        kinds={
+            "inpaint": {INPAINT: "StableDiffusionXLInpaintPipeline"},
+            "refiner": _classes("", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+        },
+        marks={"requires_aesthetics_score": "refiner"},
+        options=frozenset({"eta", "guidance_rescale", "clip_skip", "refiner"}),
+        pag_pipelines=_classes(
+            "StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLPAGInpaintPipeline"
+        ),
         controlnet_pipelines=_classes(
             "StableDiffusionXLControlNetPipeline",
             "StableDiffusionXLControlNetImg2ImgPipeline",
@@ -203,7 +220,7 @@ FAMILIES: dict[str, ModelFamily] = {
         switched={},
     ),
 }
-OPTIONAL = ("eta", "guidance_rescale", "clip_skip", "true_cfg_scale")
+OPTIONAL = ("eta", "guidance_rescale", "clip_skip", "true_cfg_scale", "refiner")
 
 
 def pipelines_of(family: str, kind: str) -> dict[str, str]:
@@ -235,7 +252,8 @@ def detect_family(index: dict[str, Any], denoiser: dict[str, Any]) -> tuple[str,
             f"the denoiser has {channels} input channels (5: depth, 8: instructions), which is not supported yet; "
             f"{FAMILIES[name].title}: {', '.join(f'{number} ({kind or TEXT2IMAGE})' for number, kind in kinds.items())}"
         )
-    return name, kinds[channels]
+    mark = next((kind for flag, kind in FAMILIES[name].marks.items() if index.get(flag)), "")
+    return name, mark or kinds[channels]
 
 
 def _class_names(family: ModelFamily) -> set[str]:
@@ -250,6 +268,42 @@ def task_problem(family: str, kind: str, task: str) -> str | None:
     if kind == "inpaint":
         return f"this {title} model can only inpaint; give an image and a mask, or choose another model"
     return f"this {title} model cannot do {task}; it can: {', '.join(tasks)}"
+
+
+def check_refiner(family: str, noise: str, refiner: tuple[str, str, str]) -> None:
+    """Refuse a second model that cannot go on where the first stopped.
+
+    Args:
+        family: of the first model.
+        noise: likewise.
+        refiner: the second model's family, kind and noise.
+
+    Raises:
+        InvalidRequest: naming what would do.
+    """
+    other, kind, its_noise = refiner
+    if (other, its_noise) != (family, noise) or IMAGE2IMAGE not in pipelines_of(other, kind):
+        raise InvalidRequest(
+            "refiner",
+            f"this refiner is {FAMILIES[other].title} ({kind or 'base'}, {its_noise} noise); it must do {IMAGE2IMAGE} and be "
+            f"{FAMILIES[family].title} ({noise} noise), as the model is",
+        )
+
+
+def _check_alone(request: GenerationRequest, name: str) -> None:
+    """Refuse what cannot work together with an option that is on."""
+    if not getattr(request, name):
+        return
+    if name == "refiner" and request.task != TEXT2IMAGE:
+        raise InvalidRequest(name, "a refiner works only without an image; leave refiner out, or remove the image")
+    others = {
+        "pag_scale": ("guidance_start", "guidance_end"),
+        "refiner": ("guidance_start", "guidance_end", "hires_scale"),
+    }
+    for other in others[name]:
+        default = GenerationRequest.model_fields[other].default
+        if getattr(request, other) != default:
+            raise InvalidRequest(other, f"{other} does not work together with {name}; set it to {default:g}")
 
 
 def check_request(family: str, kind: str, request: GenerationRequest) -> None:
@@ -267,7 +321,9 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
     for name in OPTIONAL:
         default = GenerationRequest.model_fields[name].default
         if name not in facts.options and getattr(request, name) != default:
-            raise InvalidRequest(name, f"{name} does not work with {facts.title}; set it back to {default:g}")
+            raise InvalidRequest(
+                name, f"{name} does not work with {facts.title}; set it back to {default or 'nothing'}"
+            )
     if request.scheduler in facts.refused_schedulers:
         raise InvalidRequest("scheduler", f"scheduler={request.scheduler!r} does not work with {facts.title}")
     passes = {request.task, IMAGE2IMAGE} if request.hires_scale > 1 else {request.task}
@@ -277,6 +333,10 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
             "guidance_start",
             f"CFG from and until do not work with {facts.title} here ({', '.join(sorted(passes))}); set them to 0 and 1",
         )
+    if request.pag_scale and (kind or not passes <= set(facts.pag_pipelines)):
+        raise InvalidRequest("pag_scale", f"pag_scale does not work with this {facts.title} model; set it to 0")
+    for name in ("pag_scale", "refiner"):
+        _check_alone(request, name)
     sizes = {"width": request.canvas} | ({"hires_scale": request.hires_size} if request.hires_scale > 1 else {})
     for name, size in sizes.items():
         if any(side % facts.size_step for side in size):

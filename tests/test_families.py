@@ -78,13 +78,14 @@ def test_a_folder_tells_its_family(tiny_library: Library) -> None:
         "flux": ("flux", "", "flow", ""),
         "sdxl-inpaint": ("sdxl", "inpaint", "diffusion", ""),
         "depth": ("sd2", "depth", "diffusion", ""),
+        "sdxl-refiner": ("sdxl", "refiner", "diffusion", ""),
     }
     assert {tiny_library.get(name).defaults["scheduler"] for name in ("sd3", "flux")} == {"Flow Euler"}
 
 
 def test_every_class_that_a_family_names_exists() -> None:
     for family in FAMILIES.values():
-        tables = [family.pipelines, family.controlnet_pipelines, *family.kinds.values()]
+        tables = [family.pipelines, family.controlnet_pipelines, family.pag_pipelines, *family.kinds.values()]
         for name in itertools.chain.from_iterable(table.values() for table in tables):
             assert hasattr(diffusers, name), name
         assert len(family.latent_rgb) == min(family.channels) // (4 if family.title == "Flux.1" else 1) + 1
@@ -297,6 +298,71 @@ def test_a_variation_goes_from_one_seed_to_the_other(draw_tiny: Draw, name: str)
     second = draw_tiny(model=name, prompt=PROMPT, seed=900)
     assert draw_tiny(**values, variation_strength=1.0).pictures == second.pictures
     assert draw_tiny(**values, variation_strength=0.5).pictures != second.pictures
+
+
+def test_a_refiner_goes_on_where_the_model_stopped(draw_tiny: Draw) -> None:
+    values = {"model": "sdxl", "prompt": PROMPT, "negative_prompt": "green", "num_inference_steps": 5}
+    plain = draw_tiny(**values)
+    for start in (0.3, 0.5, 0.8):
+        assert draw_tiny(**values, refiner="sdxl", refiner_start=start).pictures == plain.pictures, "its own refiner"
+    made = draw_tiny(**values, refiner="sdxl-refiner", refiner_start=0.6)
+    assert made.pictures != plain.pictures
+    assert made.records[0].model.refiner is not None
+    assert made.records[0].model.refiner.kind == "refiner"
+    progress = [event for event in made.events if isinstance(event, Progress)]
+    assert [(event.step, event.steps) for event in progress] == [(step, 5) for step in range(1, 6)]
+    assert draw_tiny(**values, refiner="sdxl-refiner", refiner_start=0.6).pictures == made.pictures
+
+
+def test_the_refiners_half_is_diffusers_own(draw_tiny: Draw, tiny_library: Library) -> None:
+    values: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": 4.0, "num_inference_steps": 4}
+    base = diffusers.DiffusionPipeline.from_pretrained(tiny_library.get("sdxl").path)
+    second = diffusers.DiffusionPipeline.from_pretrained(tiny_library.get("sdxl-refiner").path)
+    generator = torch.Generator().manual_seed(1)
+    for pipe in (base, second):
+        pipe.set_progress_bar_config(disable=True)
+    cut = {"width": 64, "height": 64, "denoising_end": 0.5, "output_type": "latent"}
+    latents = base(**values, **cut, generator=generator).images
+    image = second(**values, image=latents, denoising_start=0.5, generator=generator, output_type="np").images[0]
+    made = draw_tiny(model="sdxl", refiner="sdxl-refiner", refiner_start=0.5, **values)
+    assert np.array_equal(pixels(made), (image * 255).round().astype(int))
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"refiner": "nobody"}, "refiner", "is not in the library"),
+        ({"refiner": "sd3"}, "refiner", "Stable Diffusion 3"),
+        ({"refiner": "sdxl-inpaint"}, "refiner", "must do image2image"),
+        ({"refiner": "sdxl", "image": png(PICTURE)}, "refiner", "only without an image"),
+        ({"refiner": "sdxl", "hires_scale": 2.0}, "hires_scale", "together with refiner"),
+        ({"refiner": "sdxl", "scheduler": "Heun"}, "scheduler", "twice a step"),
+        ({"refiner": "sdxl", "refiner_start": 0.05}, "refiner_start", "0 of 3 steps to the model"),
+        ({"model": "sd3", "refiner": "sd3"}, "refiner", "does not work with Stable Diffusion 3"),
+        ({"model": "flux", "pag_scale": 3.0}, "pag_scale", "Flux.1"),
+        ({"pag_scale": 3.0, "guidance_end": 0.5}, "guidance_end", "together with pag_scale"),
+    ],
+)
+def test_refiners_and_pag_that_cannot_work_are_told(
+    draw_tiny: Draw, values: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message) as problem:
+        draw_tiny(**{"model": "sdxl", "prompt": PROMPT} | values)
+    assert problem.value.field == field
+
+
+def test_perturbed_attention_guides_every_task_and_leaves_no_trace(draw_tiny: Draw, draw: Draw) -> None:
+    for run, model in ((draw_tiny, "sdxl"), (draw, "shapes")):
+        values: dict[str, Any] = {"model": model, "prompt": PROMPT, "num_inference_steps": 3, "width": 64, "height": 64}
+        cases = ({}, {"guidance_scale": 1.0}, {"image": png(PICTURE)}, INPAINT, {"hires_scale": 1.5})
+        for given in cases if model == "sdxl" else cases[:1]:
+            plain, made = run(**values | given), run(**values | given, pag_scale=3.0)
+            assert made.pictures != plain.pictures
+            assert run(**values | given).pictures == plain.pictures
+        before = run(**values)
+        stopped = run(**values, pag_scale=3.0, stop=lambda made: "interrupt" if len(made.events) > 1 else "")
+        assert stopped.finished.interrupted
+        assert run(**values).pictures == before.pictures, "as before, though the pipeline was stopped"
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,25 @@ def sdxl(channels: int = 4, class_name: str = "StableDiffusionXLPipeline") -> An
     )
 
 
+def sdxl_refiner() -> Any:
+    """Build a refiner: the second text encoder only, and an aesthetic score in place of the size."""
+    import diffusers
+
+    second, wide = clip_tokenizer(pad_token="!"), 40
+    micro = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=vae(4, scaling_factor=0.13025),
+        text_encoder=None,
+        text_encoder_2=clip(second, wide, projected=True, layers=4),
+        tokenizer=None,
+        tokenizer_2=second,
+        unet=unet(wide, projection_class_embeddings_input_dim=wide + 5 * 8, **micro),
+        scheduler=diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading"),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+    )
+
+
 def sdxl_inpaint() -> Any:
     return sdxl(9, "StableDiffusionXLInpaintPipeline")
 
@@ -190,6 +209,7 @@ FAMILY_MODELS: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "sdxl-inpaint": sdxl_inpaint,
     "depth": depth,
+    "sdxl-refiner": sdxl_refiner,
 }
 
 

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 
 from studio.engine.devices import Device
-from studio.engine.passes import Steps, enlarged, mixed_noise, preview_event, run_pass, second_steps, to_pixels
+from studio.engine.passes import (
+    Steps,
+    enlarged,
+    mixed_noise,
+    preview_event,
+    refiner_steps,
+    run_pass,
+    second_steps,
+    to_pixels,
+)
 from studio.engine.pipelines import PipelineManager
 from studio.engine.previews import encode_png
 from studio.engine.prompts import encode_prompts
@@ -144,7 +153,7 @@ class Engine:
         return start.finish(to_pixels(made))
 
     def _passes(self, job: Job, start: Start, first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
-        """Run the first pass, and the second if a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
+        """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
         request, family = job.request, FAMILIES[job.model.family]
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
@@ -152,15 +161,22 @@ class Engine:
         with self.pipelines.configured(request, job.model, seeds) as pipe:
             prompts = encode_prompts(pipe, request, job.model)
             more = start.arguments(pipe, seeds)
-            if request.task == TEXT2IMAGE:
-                if request.guidance_rescale:
-                    more["guidance_rescale"] = request.guidance_rescale
-                if request.variation_strength:
-                    more["latents"] = mixed_noise(pipe, request, first, generators)
+            if request.task == TEXT2IMAGE and request.variation_strength:
+                more["latents"] = mixed_noise(pipe, request, first, generators)
             if hires and request.hires_upscaler == "latent":
                 more["output_type"] = "latent"
-            steps.begin(second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0)
+            later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
+            if job.model.refiner:
+                later = refiner_steps(pipe, request)
+                more |= {"output_type": "latent", "denoising_end": request.refiner_start}
+            steps.begin(later)
             made = run_pass(pipe, family, request, prompts, generators, steps, **more)
+        if job.model.refiner:
+            with self.pipelines.configured(request, job.model.refiner, seeds, task=IMAGE2IMAGE) as pipe:
+                prompts = encode_prompts(pipe, request, job.model.refiner)
+                steps.begin()
+                more = {"image": made, "denoising_start": request.refiner_start}
+                return run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
         with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:

@@ -10,6 +10,8 @@ from studio.engine.canvas import fit
 from studio.engine.latents import decode_latents, denoiser, encode_picture, noise_shape, packed, unpacked
 from studio.engine.previews import noise_scale, preview_png
 from studio.engine.prompts import Prompts
+from studio.engine.tasks import takes
+from studio.errors import InvalidRequest
 from studio.events import Preview
 from studio.families import ModelFamily
 from studio.spec import GenerationRequest
@@ -91,6 +93,10 @@ def run_pass(
         return prompts.switched(family.switched, values, number, guided=on)
 
     arguments = {name: getattr(request, name) for name in family.arguments}
+    if request.pag_scale:
+        arguments["pag_scale"] = request.pag_scale
+    if request.guidance_rescale and takes(pipe, "guidance_rescale"):  # Stable Diffusion's second pass has none
+        arguments["guidance_rescale"] = request.guidance_rescale
     if not state["on"]:
         arguments["guidance_scale"] = 1.0
     made = pipe(
@@ -139,6 +145,32 @@ def slerp(fraction: float, first: torch.Tensor, second: torch.Tensor) -> torch.T
     angle = torch.arccos((one.flatten() @ other.flatten() / (one.norm() * other.norm())).clamp(-1, 1))
     mixed = (torch.sin((1 - fraction) * angle) * one + torch.sin(fraction * angle) * other) / torch.sin(angle)
     return mixed.to(first.dtype)
+
+
+def refiner_steps(pipe: Any, request: GenerationRequest) -> float:
+    """Return how many times as many steps the refiner takes as the first model.
+
+    Both pipelines cut the list of timesteps at `refiner_start` of the noise schedule's length.
+
+    Raises:
+        InvalidRequest: if one of them would have no step, or a step could be cut in two.
+    """
+    if pipe.scheduler.order > 1:
+        raise InvalidRequest(
+            "scheduler",
+            f"scheduler={request.scheduler!r} runs twice a step and does not work with a refiner; use Euler",
+        )
+    pipe.scheduler.set_timesteps(request.num_inference_steps)
+    length = pipe.scheduler.config.num_train_timesteps
+    first = int((pipe.scheduler.timesteps >= round(length - request.refiner_start * length)).sum())
+    second = len(pipe.scheduler.timesteps) - first
+    if not first or not second:
+        raise InvalidRequest(
+            "refiner_start",
+            f"refiner_start={request.refiner_start:g} gives {first} of {first + second} steps to the model and {second} to the "
+            "refiner; each needs one",
+        )
+    return second / first
 
 
 def second_steps(request: GenerationRequest, noise: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from studio.engine.devices import Device
+from studio.engine.latents import denoiser
 from studio.errors import DeviceError, ModelError
 from studio.families import FAMILIES, pipelines_of
 from studio.records import ModelRef
@@ -25,7 +26,7 @@ KEPT = 2  # models that stay in memory; a small second one makes comparing two c
 
 @dataclass
 class Loaded:
-    """One model's weights, and a pipeline over them for each task that was asked for."""
+    """One model's weights, and a pipeline over them for each class that was asked for."""
 
     base: Any
     pipes: dict[str, Any] = field(default_factory=dict)
@@ -51,30 +52,35 @@ class PipelineManager:
             task: instead of the request's own, for a second pass.
         """
         with torch.inference_mode(False):  # weights that are loaded inside it could never be changed or trained
-            pipe = self._pipeline(model, task or request.task)
-        saved = pipe.scheduler
+            pipe = self._pipeline(model, task or request.task, pag=request.pag_scale > 0)
+        saved, network = pipe.scheduler, denoiser(pipe)
+        processors = dict(network.attn_processors) if request.pag_scale else None
         try:
             pipe.scheduler = build_scheduler(saved.config, request, seeds)
             yield pipe
         finally:
             pipe.scheduler = saved
+            if processors is not None:  # the pipeline puts them back itself, unless it is interrupted
+                network.set_attn_processor(processors)
 
     def warm(self, model: ModelRef) -> None:
         """Load a model ahead of the first job that wants it."""
         self._weights(model)
 
-    def _pipeline(self, model: ModelRef, task: str) -> Any:
+    def _pipeline(self, model: ModelRef, task: str, *, pag: bool = False) -> Any:
         """Return the pipeline for a task; all tasks of a model share its weights."""
         loaded = self._weights(model)
-        if task not in loaded.pipes:
-            pipeline_class = getattr(importlib.import_module("diffusers"), pipelines_of(model.family, model.kind)[task])
+        classes = FAMILIES[model.family].pag_pipelines if pag else pipelines_of(model.family, model.kind)
+        key = classes[task]
+        if key not in loaded.pipes:
+            pipeline_class = getattr(importlib.import_module("diffusers"), key)
             pipe = loaded.base
             if type(pipe) is not pipeline_class:  # without its dtype, from_pipe makes the shared weights float32
                 options = FAMILIES[model.family].load_options
                 pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype, **options)
             pipe.set_progress_bar_config(disable=True)
-            loaded.pipes[task] = pipe
-        return loaded.pipes[task]
+            loaded.pipes[key] = pipe
+        return loaded.pipes[key]
 
     def _weights(self, model: ModelRef) -> Loaded:
         if model.sha256 not in self._loaded:

@@ -139,7 +139,12 @@ class Start:
 
 def told_size(pipe: Any, size: dict[str, Any]) -> dict[str, Any]:
     """Return the width and height for a pipeline that wants them beside a picture, {} for one that does not take them."""
-    return size if "width" in inspect.signature(pipe.__call__).parameters else {}
+    return size if takes(pipe, "width") else {}
+
+
+def takes(pipe: Any, name: str) -> bool:
+    """Tell whether a pipeline has an argument of this name."""
+    return name in inspect.signature(pipe.__call__).parameters
 
 
 def cells(mask: np.ndarray, step: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import FAMILIES, check_request, detect_family, task_problem
+from studio.families import FAMILIES, check_refiner, check_request, detect_family, task_problem
 from studio.records import ModelRef
 from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
 from studio.spec import GenerationRequest, fill_defaults, parse_request
@@ -61,8 +61,8 @@ class Library:
                 found.setdefault(name, self._read(name, index.parent))
         return list(found.values())
 
-    def get(self, model_id: str) -> Model:
-        """Find a usable model by its id.
+    def get(self, model_id: str, field: str = "model") -> Model:
+        """Find a usable model by its id; `field` is the request's, for messages.
 
         Raises:
             InvalidRequest: if there is none of this name, or it cannot be used.
@@ -70,11 +70,11 @@ class Library:
         for folder in self.folders if _is_name(model_id) else ():
             path = folder / model_id
             if (path / "model_index.json").is_file():
-                return _usable(self._read(model_id, path))
+                return _usable(self._read(model_id, path), field)
         names = ", ".join(model.id for model in self.models() if not model.problem) or "none"
         raise InvalidRequest(
-            "model",
-            f"model={model_id!r} is not in the library; there is: {names}; put diffusers folders into {self.folders[-1]}",
+            field,
+            f"{field}={model_id!r} is not in the library; there is: {names}; put diffusers folders into {self.folders[-1]}",
         )
 
     def _read(self, name: str, folder: Path) -> Model:
@@ -84,8 +84,15 @@ class Library:
             self._known[folder] = facts, read_model(name, folder)
         return self._known[folder][1]
 
-    def reference(self, model: Model) -> ModelRef:
-        """Describe a model for a job, with the hash of its content."""
+    def reference(self, model: Model, refiner: str | None = None) -> ModelRef:
+        """Describe a model for a job, with the hash of its content, and its refiner's if it has one.
+
+        Raises:
+            InvalidRequest: if the refiner is none.
+        """
+        second = self.get(refiner, "refiner") if refiner else None
+        if second:
+            check_refiner(model.family, model.noise, (second.family, second.kind, second.noise))
         return ModelRef(
             id=model.id,
             path=str(model.path),
@@ -95,6 +102,7 @@ class Library:
             noise=model.noise,
             kind=model.kind,
             latent_rgb=model.latent_rgb,
+            refiner=self.reference(second) if second else None,
         )
 
     def resolve(
@@ -120,7 +128,7 @@ class Library:
         if problem := scheduler_problem(filled.scheduler, filled.sigmas or "automatic", model.noise):
             raise InvalidRequest("scheduler", problem)
         check_request(model.family, model.kind, filled)
-        return filled, self.reference(model)
+        return filled, self.reference(model, filled.refiner)
 
     def _folder_sha256(self, folder: Path) -> str:
         digest = hashlib.sha256()
@@ -145,9 +153,9 @@ class Library:
         return sha256
 
 
-def _usable(model: Model) -> Model:
+def _usable(model: Model, field: str) -> Model:
     if model.problem:
-        raise InvalidRequest("model", f"model={model.id!r} cannot be used: {model.problem}")
+        raise InvalidRequest(field, f"{field}={model.id!r} cannot be used: {model.problem}")
     return model
 
 

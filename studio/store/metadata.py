@@ -75,6 +75,8 @@ def to_parameters(record: ImageRecord) -> str:
         "CFG Rescale phi": f"{request.guidance_rescale:g}" if request.guidance_rescale else None,
         **_variation_facts(request, record.index),
         **_edit_facts(request),
+        "Refiner": request.refiner,
+        "Refiner switch at": f"{request.refiner_start:g}" if request.refiner else None,
         "Version": f"Studio {VERSION}",
     }
     lines = [request.prompt]
