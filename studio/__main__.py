@@ -164,7 +164,8 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
             f"{flags.image} was not made by Studio, or its `studio` chunk was removed; there is nothing to replay",
         )
     library = Library(settings.model_folders, part_roots=settings.part_roots)
-    model, parts = library.reference(library.get(record.model.id)), library.parts_of(record.request)
+    model = library.reference(library.get(record.model.id), record.request.refiner)
+    parts = library.parts_of(record.request)
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
         made = remake(engine, record, (model, parts), blob_finder(flags.image, settings, flags.out), flags.out)

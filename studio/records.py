@@ -13,8 +13,9 @@ class ModelRef(Frozen):
         family: key of `families.FAMILIES`.
         sha256: of its files' names and contents.
         noise: `diffusion`, `edm` or `flow`: which schedulers can work.
-        kind: `""`, or `inpaint` for a denoiser that sees the mask and can do nothing else.
-        latent_rgb: (5, 3) linear map from latents to colour for previews, or () for the family's.
+        kind: `""`, or a key of `ModelFamily.kinds` for a model that can do less: `inpaint`, `depth`, `refiner`.
+        latent_rgb: (C + 1, 3) linear map from latents to colour for previews, or () for the family's.
+        refiner: the model that draws the last steps, if the request names one.
     """
 
     id: str
@@ -25,6 +26,7 @@ class ModelRef(Frozen):
     noise: str = "diffusion"
     kind: str = ""
     latent_rgb: tuple[tuple[float, float, float], ...] = ()
+    refiner: "ModelRef | None" = None
 
 
 class PartRef(Frozen):

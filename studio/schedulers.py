@@ -68,6 +68,11 @@ SCHEDULERS: dict[str, Scheduler] = {
     "TCD": Scheduler("TCDScheduler", OWN, {"clip_sample": False}, eta=True),
     "EDM Euler": Scheduler("EDMEulerScheduler", ("automatic", "karras", "exponential"), noise="edm"),
     "EDM DPM++ 2M": Scheduler("EDMDPMSolverMultistepScheduler", ("automatic", "karras", "exponential"), noise="edm"),
+    # No FlowMatchLCM: it draws noise at each step, and the pipelines give it no generator, so no seed decides it.
+    "Flow Euler": Scheduler(
+        "FlowMatchEulerDiscreteScheduler", ("automatic", "karras", "exponential", "beta"), noise="flow"
+    ),
+    "Flow Heun": Scheduler("FlowMatchHeunDiscreteScheduler", ("automatic",), noise="flow"),
 }
 
 ALIASES = {

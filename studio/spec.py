@@ -77,6 +77,27 @@ class GenerationRequest(Frozen):
             step=0.1,
         ),
     ] = None
+    true_cfg_scale: Annotated[
+        float,
+        control(
+            "True CFG",
+            "sampling",
+            "For models with distilled guidance (Flux): above 1 the negative prompt counts, at twice the time.",
+            ge=1,
+            le=30,
+            step=0.1,
+        ),
+    ] = 1.0
+    pag_scale: Annotated[
+        float, control("PAG scale", "sampling", "Perturbed attention guidance: 0 off, 3 usual.", ge=0, le=10, step=0.1)
+    ] = 0.0
+    refiner: Annotated[
+        str | None,
+        control("Refiner", "refiner", "Model that draws the last steps; SDXL.", max_length=300, shown=False),
+    ] = None
+    refiner_start: Annotated[
+        float, control("Switch at", "refiner", "Part of the noise that the first model removes.", ge=0.05, le=0.95)
+    ] = 0.8
     seed: Annotated[
         int,
         control(

@@ -88,9 +88,8 @@ def pixels(png: bytes) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-@pytest.fixture(scope="session")
-def draw(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]:
-    """Generate with the session's engine: `draw(prompt="…", seed=1)`; pictures are PNG bytes or paths."""
+def drawer(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]:
+    """Return what generates with a library's models: `draw(prompt="…", seed=1)`; pictures are PNG bytes or paths."""
     from studio.engine.engine import Watch
 
     def run(
@@ -114,6 +113,27 @@ def draw(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]
         return made
 
     return run
+
+
+@pytest.fixture(scope="session")
+def draw(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Made]:
+    """Generate with the session's engine and the embedded model."""
+    return drawer(engine, library, blobs)
+
+
+@pytest.fixture(scope="session")
+def tiny_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Tiny random models of the other families: see `tests.tiny`."""
+    from tests.tiny import save_models
+
+    return Library((save_models(tmp_path_factory.mktemp("families")),))
+
+
+@pytest.fixture(scope="session")
+def draw_tiny(engine: Any, tiny_library: Library, blobs: BlobStore) -> Callable[..., Made]:
+    """Generate with the session's engine and the tiny models, 64 x 64 in three steps unless told otherwise."""
+    run = drawer(engine, tiny_library, blobs)
+    return lambda **values: run(**{"width": 64, "height": 64, "num_inference_steps": 3, "seed": 1} | values)
 
 
 @pytest.fixture

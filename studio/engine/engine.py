@@ -15,11 +15,20 @@ from studio.engine.canvas import flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
 from studio.engine.parts import PartManager
-from studio.engine.passes import Steps, enlarged, mixed_noise, preview_event, run_pass, to_pixels
+from studio.engine.passes import (
+    Steps,
+    enlarged,
+    mixed_noise,
+    preview_event,
+    refiner_steps,
+    run_pass,
+    second_steps,
+    to_pixels,
+)
 from studio.engine.pipelines import PipelineManager
 from studio.engine.previews import encode_png
 from studio.engine.prompts import encode_prompts
-from studio.engine.tasks import LoadImage, Start
+from studio.engine.tasks import LoadImage, Start, told_size
 from studio.engine.units import Units
 from studio.engine.vae_check import check_vae
 from studio.errors import DeviceError, ModelError
@@ -181,31 +190,40 @@ class Engine:
         return start.finish(to_pixels(made))
 
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
-        """Run the first pass, and the second if a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
-        request, (start, units) = job.request, given
+        """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
+        request, (start, units), family = job.request, given, FAMILIES[job.model.family]
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
         with self.pipelines.configured(request, job.model, seeds) as pipe:
-            prompts = encode_prompts(pipe, request)
+            prompts = encode_prompts(pipe, request, job.model)
             more = start.arguments(pipe, seeds)
-            if request.task == TEXT2IMAGE:
-                more["guidance_rescale"] = request.guidance_rescale
-                if request.variation_strength:
-                    more["latents"] = mixed_noise(pipe, request, first, generators)
+            if request.task == TEXT2IMAGE and request.variation_strength:
+                more["latents"] = mixed_noise(pipe, request, first, generators)
             if hires and request.hires_upscaler == "latent":
                 more["output_type"] = "latent"
-            steps.begin(int(again * request.hires_strength) / (request.num_inference_steps or 1) if hires else 0.0)
+            later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
+            if job.model.refiner:
+                later = refiner_steps(pipe, request)
+                more |= {"output_type": "latent", "denoising_end": request.refiner_start}
+            steps.begin(later)
             with units.applied(pipe, request.canvas, len(seeds)) as steered:
-                made = run_pass(steered, request, prompts, generators, steps, **more)
+                made = run_pass(steered, family, request, prompts, generators, steps, **more)
+        if job.model.refiner:
+            with self.pipelines.configured(request, job.model.refiner, seeds, task=IMAGE2IMAGE) as pipe:
+                prompts = encode_prompts(pipe, request, job.model.refiner)
+                steps.begin()
+                more = {"image": made, "denoising_start": request.refiner_start}
+                return run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
         with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
             image = enlarged(pipe, made, request)
             steps.begin()
-            more = {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
+            more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
+            more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
             with units.applied(pipe, request.hires_size, len(seeds)) as steered:
-                return run_pass(steered, request, prompts, generators, steps, **more)
+                return run_pass(steered, family, request, prompts, generators, steps, **more)
 
     def _record(self, job: Job, seed: int, index: int) -> ImageRecord:
         now = self._clock()

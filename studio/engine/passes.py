@@ -7,12 +7,14 @@ import numpy as np
 import torch
 
 from studio.engine.canvas import fit
+from studio.engine.latents import decode_latents, denoiser, encode_picture, noise_shape, packed, unpacked
 from studio.engine.previews import noise_scale, preview_png
-from studio.engine.tasks import encode_picture
+from studio.engine.prompts import Prompts
+from studio.engine.tasks import takes
+from studio.errors import InvalidRequest
 from studio.events import Preview
+from studio.families import ModelFamily
 from studio.spec import GenerationRequest
-
-Prompts = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class Steps:
@@ -54,6 +56,7 @@ class Steps:
 
 def run_pass(
     pipe: Any,
+    family: ModelFamily,
     request: GenerationRequest,
     prompts: Prompts,
     generators: list[torch.Generator],
@@ -64,8 +67,9 @@ def run_pass(
 
     Args:
         pipe: set up for the request.
+        family: says how its pipelines are called.
         request: for guidance and steps.
-        prompts: encoded, (1, length, width) each; the second is None without guidance.
+        prompts: encoded.
         generators: one a picture.
         steps: hears of each.
         more: what the task needs besides, and `output_type`.
@@ -73,31 +77,40 @@ def run_pass(
     Returns:
         Pictures (B, 3, H, W) in [0, 1], or latents (B, C, h, w) with `output_type="latent"`.
     """
-    assert request.guidance_scale is not None
-    positive, negative = prompts
-    within = guided(request)
+    number, within = len(generators), guided(request)
     state = {"on": within(0.0)}
+    size = (more["width"], more["height"]) if "width" in more else None
+    wanted = more.pop("output_type", "pt")
+    decoded_here = request.task in family.decoded_here
 
     def after_step(pipe: Any, step: int, timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        steps.done(pipe, step, values["latents"])
+        steps.done(pipe, step, unpacked(pipe, values["latents"], size))
         on = within((step + 1) / pipe.num_timesteps)
-        if negative is None or on == state["on"]:
+        if not prompts.negative or on == state["on"]:
             return {}
         # diffusers' own way to change guidance half-way ("Dynamic classifier-free guidance" in its callbacks guide)
         state["on"], pipe._guidance_scale = on, request.guidance_scale if on else 1.0
-        parts = [negative, positive] if on else [positive]
-        return {"prompt_embeds": torch.cat([part.repeat(len(generators), 1, 1) for part in parts])}
+        return prompts.switched(family.switched, values, number, guided=on)
 
-    return pipe(
-        prompt_embeds=positive,
-        negative_prompt_embeds=negative,
-        num_images_per_prompt=len(generators),
-        guidance_scale=request.guidance_scale if state["on"] else 1.0,
-        eta=request.eta,
+    arguments = {name: getattr(request, name) for name in family.arguments}
+    if request.pag_scale:
+        arguments["pag_scale"] = request.pag_scale
+    if request.guidance_rescale and takes(pipe, "guidance_rescale"):  # Stable Diffusion's second pass has none
+        arguments["guidance_rescale"] = request.guidance_rescale
+    if not state["on"]:
+        arguments["guidance_scale"] = 1.0
+    made = pipe(
+        **prompts.arguments(number),
+        **arguments,
         generator=generators,
         callback_on_step_end=after_step,
-        **{"num_inference_steps": request.num_inference_steps, "output_type": "pt"} | more,
+        callback_on_step_end_tensor_inputs=["latents", *(name for name, part in family.switched.items() if not part)],
+        **{"num_inference_steps": request.num_inference_steps, "output_type": "latent" if decoded_here else wanted}
+        | more,
     ).images
+    if wanted == "latent":
+        return unpacked(pipe, made, size)
+    return decode_latents(pipe, made) if decoded_here else made
 
 
 def guided(request: GenerationRequest) -> Callable[[float], bool]:
@@ -107,7 +120,7 @@ def guided(request: GenerationRequest) -> Callable[[float], bool]:
 
 
 def mixed_noise(pipe: Any, request: GenerationRequest, index: int, generators: list[torch.Generator]) -> torch.Tensor:
-    """Draw each picture's noise and turn it towards that of the variation seed, (B, C, h, w).
+    """Draw each picture's noise and turn it towards that of the variation seed, as the pipeline takes it.
 
     Args:
         pipe: for the shape of its latents.
@@ -117,14 +130,13 @@ def mixed_noise(pipe: Any, request: GenerationRequest, index: int, generators: l
     """
     assert request.width is not None
     assert request.height is not None
-    scale = pipe.vae_scale_factor
-    shape = (1, pipe.unet.config.in_channels, request.height // scale, request.width // scale)
+    shape, network = noise_shape(pipe, request.width, request.height), denoiser(pipe)
     rows = []
     for number, generator in enumerate(generators):
         other = torch.Generator().manual_seed(request.variation_seed + index + number)
-        own, drawn = (torch.randn(shape, generator=source, dtype=pipe.unet.dtype) for source in (generator, other))
+        own, drawn = (torch.randn(shape, generator=source, dtype=network.dtype) for source in (generator, other))
         rows.append(slerp(request.variation_strength, own, drawn))
-    return torch.cat(rows).to(pipe.unet.device)
+    return packed(pipe, torch.cat(rows)).to(network.device)
 
 
 def slerp(fraction: float, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -133,6 +145,39 @@ def slerp(fraction: float, first: torch.Tensor, second: torch.Tensor) -> torch.T
     angle = torch.arccos((one.flatten() @ other.flatten() / (one.norm() * other.norm())).clamp(-1, 1))
     mixed = (torch.sin((1 - fraction) * angle) * one + torch.sin(fraction * angle) * other) / torch.sin(angle)
     return mixed.to(first.dtype)
+
+
+def refiner_steps(pipe: Any, request: GenerationRequest) -> float:
+    """Return how many times as many steps the refiner takes as the first model.
+
+    Both pipelines cut the list of timesteps at `refiner_start` of the noise schedule's length.
+
+    Raises:
+        InvalidRequest: if one of them would have no step, or a step could be cut in two.
+    """
+    if pipe.scheduler.order > 1:
+        raise InvalidRequest(
+            "scheduler",
+            f"scheduler={request.scheduler!r} runs twice a step and does not work with a refiner; use Euler",
+        )
+    pipe.scheduler.set_timesteps(request.num_inference_steps)
+    length = pipe.scheduler.config.num_train_timesteps
+    first = int((pipe.scheduler.timesteps >= round(length - request.refiner_start * length)).sum())
+    second = len(pipe.scheduler.timesteps) - first
+    if not first or not second:
+        raise InvalidRequest(
+            "refiner_start",
+            f"refiner_start={request.refiner_start:g} gives {first} of {first + second} steps to the model and {second} to the "
+            "refiner; each needs one",
+        )
+    return second / first
+
+
+def second_steps(request: GenerationRequest, noise: str) -> int:
+    """Return how many steps the second pass takes; pipelines with flow noise round up, the others down."""
+    again = request.hires_steps or request.num_inference_steps or 0
+    part = again * request.hires_strength
+    return again - int(again - part) if noise == "flow" else int(part)
 
 
 def enlarged(pipe: Any, made: torch.Tensor, request: GenerationRequest) -> torch.Tensor:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from studio.engine.devices import Device
+from studio.engine.latents import denoiser
 from studio.errors import DeviceError, ModelError
-from studio.families import FAMILIES
+from studio.families import FAMILIES, pipelines_of
 from studio.records import ModelRef
 from studio.schedulers import SCHEDULERS, SIGMA_OPTIONS
-from studio.spec import INPAINT, TEXT2IMAGE, GenerationRequest
+from studio.spec import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ KEPT = 2  # models that stay in memory; a small second one makes comparing two c
 
 @dataclass
 class Loaded:
-    """One model's weights, and a pipeline over them for each task that was asked for."""
+    """One model's weights, and a pipeline over them for each class that was asked for."""
 
     base: Any
     pipes: dict[str, Any] = field(default_factory=dict)
@@ -53,13 +54,16 @@ class PipelineManager:
             task: instead of the request's own, for a second pass.
         """
         with torch.inference_mode(False):  # weights that are loaded inside it could never be changed or trained
-            pipe = self._pipeline(model, task or request.task)
-        saved = pipe.scheduler
+            pipe = self._pipeline(model, task or request.task, pag=request.pag_scale > 0)
+        saved, network = pipe.scheduler, denoiser(pipe)
+        processors = dict(network.attn_processors) if request.pag_scale else None
         try:
             pipe.scheduler = build_scheduler(saved.config, request, seeds)
             yield pipe
         finally:
             pipe.scheduler = saved
+            if processors is not None:  # the pipeline puts them back itself, unless it is interrupted
+                network.set_attn_processor(processors)
 
     def warm(self, model: ModelRef) -> None:
         """Load a model ahead of the first job that wants it."""
@@ -79,17 +83,20 @@ class PipelineManager:
             raise ModelError(f"the autoencoder of {model.title} could not be loaded: {first_line(error)}") from error
         return vae.to(self.device.place)
 
-    def _pipeline(self, model: ModelRef, task: str) -> Any:
+    def _pipeline(self, model: ModelRef, task: str, *, pag: bool = False) -> Any:
         """Return the pipeline for a task; all tasks of a model share its weights."""
         loaded = self._weights(model)
-        if task not in loaded.pipes:
-            pipeline_class = getattr(importlib.import_module("diffusers"), FAMILIES[model.family].pipelines[task])
+        classes = FAMILIES[model.family].pag_pipelines if pag else pipelines_of(model.family, model.kind)
+        key = classes[task]
+        if key not in loaded.pipes:
+            pipeline_class = getattr(importlib.import_module("diffusers"), key)
             pipe = loaded.base
             if type(pipe) is not pipeline_class:  # without its dtype, from_pipe makes the shared weights float32
-                pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype)
+                options = FAMILIES[model.family].load_options
+                pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype, **options)
             pipe.set_progress_bar_config(disable=True)
-            loaded.pipes[task] = pipe
-        return loaded.pipes[task]
+            loaded.pipes[key] = pipe
+        return loaded.pipes[key]
 
     def _weights(self, model: ModelRef) -> Loaded:
         if model.sha256 not in self._loaded:
@@ -103,9 +110,8 @@ class PipelineManager:
     def _load(self, model: ModelRef) -> Any:
         logger.info("loading %s", model.id)
         quiet_libraries()
-        task = INPAINT if model.kind == INPAINT else TEXT2IMAGE
-        pipeline_class = getattr(importlib.import_module("diffusers"), FAMILIES[model.family].pipelines[task])
-        options = {"safety_checker": None, "requires_safety_checker": False}
+        class_name = next(iter(pipelines_of(model.family, model.kind).values()))
+        pipeline_class = getattr(importlib.import_module("diffusers"), class_name)
         try:
             pipe = pipeline_class.from_pretrained(
                 model.path,
@@ -113,7 +119,7 @@ class PipelineManager:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                **options,
+                **FAMILIES[model.family].load_options,
             )
             pipe.to(self.device.place)
         except torch.OutOfMemoryError as error:

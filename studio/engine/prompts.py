@@ -1,48 +1,153 @@
-"""From text to what the denoiser reads: CLIP prompts of any length, in chunks of 75 tokens as A1111 does, and clip skip."""
+"""From text to what the denoiser reads: CLIP prompts of any length, in chunks of 75 tokens as A1111 does, T5, and clip skip."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from studio.errors import InvalidRequest
+from studio.errors import InvalidRequest, shown
+from studio.families import FAMILIES, ModelFamily
+from studio.records import ModelRef
 from studio.spec import GenerationRequest
 
+Embeddings = dict[str, torch.Tensor]  # name of a pipeline's argument -> (1, ...)
 
-def encode_prompts(pipe: Any, request: GenerationRequest) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Encode prompt and negative prompt of a CLIP pipeline.
+
+@dataclass(frozen=True)
+class Prompts:
+    """A prompt and a negative prompt, encoded; `negative` is empty when guidance is off."""
+
+    positive: Embeddings
+    negative: Embeddings
+
+    def arguments(self, number: int) -> Embeddings:
+        """Return what a pipeline is told, for `number` pictures."""
+        named = self.positive | {f"negative_{name}": part for name, part in self.negative.items()}
+        return {name: repeated(part, number) for name, part in named.items()}
+
+    def switched(
+        self, names: Mapping[str, str], values: Mapping[str, torch.Tensor], number: int, *, guided: bool
+    ) -> Embeddings:
+        """Return a pipeline's own tensors for its next steps, with or without guidance.
+
+        Args:
+            names: the pipeline's tensor -> the embedding it is made of, or "" for rows that are the same for both.
+            values: the pipeline's tensors as they are.
+            number: of pictures.
+            guided: whether the negative rows come first.
+        """
+        changed = {}
+        for name, embedding in names.items():
+            row = repeated(self.positive[embedding], number) if embedding else values[name][-number:]
+            other = repeated(self.negative[embedding], number) if embedding else row
+            changed[name] = torch.cat([other, row]) if guided else row
+        return changed
+
+
+def repeated(part: torch.Tensor, number: int) -> torch.Tensor:
+    """Repeat (1, ...) to (number, ...)."""
+    return part.repeat(number, *[1] * (part.ndim - 1))
+
+
+def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef) -> Prompts:
+    """Encode prompt and negative prompt, the latter only where it counts.
 
     Args:
-        pipe: a pipeline with `tokenizer` and `text_encoder`.
+        pipe: a pipeline of the model.
         request: for its prompts, guidance and clip skip.
-
-    Returns:
-        (1, chunks * 77, width) states for each, padded to the same number of chunks; the second is None when guidance is off.
+        model: for its family.
 
     Raises:
-        InvalidRequest: if clip skip leaves no layer.
+        InvalidRequest: if clip skip leaves no layer, or a prompt is longer than the model reads.
     """
-    layers = pipe.text_encoder.config.num_hidden_layers
-    if request.clip_skip >= layers:
+    family = FAMILIES[model.family]
+    texts = {"prompt": request.prompt}
+    if (getattr(request, family.guidance) or 1) > 1:
+        texts["negative_prompt"] = request.negative_prompt
+    encoded = ENCODERS[family.prompts](pipe, family, texts, request.clip_skip)
+    return Prompts(encoded[0], encoded[1] if len(encoded) > 1 else {})
+
+
+def encode_clip(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+    """Encode for one CLIP: states (1, chunks * 77, width)."""
+    check_clip_skip(clip_skip, pipe.text_encoder)
+    chunks = chunk_tokens(pipe.tokenizer, list(texts.values()))
+    return [{"prompt_embeds": encode_chunks(pipe.text_encoder, row[None], clip_skip)} for row in chunks]
+
+
+def encode_sdxl(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+    """Encode for two CLIPs: states (1, chunks * 77, width 1 + width 2), and what the second says of the first chunk (1, width 2).
+
+    Its training made an empty negative prompt all zeros, where the model says so.
+    """
+    parts = [
+        (getattr(pipe, f"tokenizer{which}"), getattr(pipe, f"text_encoder{which}"))
+        for which in ("", "_2")
+        if getattr(pipe, f"text_encoder{which}", None) is not None
+    ]
+    states, pooled = encode_penultimate(parts, list(texts.values()), clip_skip)
+    encoded = [
+        {"prompt_embeds": state, "pooled_prompt_embeds": pool[-1]} for state, pool in zip(states, pooled, strict=True)
+    ]
+    if pipe.config.get("force_zeros_for_empty_prompt") and texts.get("negative_prompt") == "":
+        encoded[1] = {name: torch.zeros_like(part) for name, part in encoded[1].items()}
+    return encoded
+
+
+def encode_sd3(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+    """Encode for two CLIPs and T5: the CLIPs' states, padded to T5's width, before T5's; pooled of both CLIPs.
+
+    Without its T5 encoder, which is optional, the model gets zeros in its place.
+    """
+    parts = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
+    states, pooled = encode_penultimate(parts, list(texts.values()), clip_skip)
+    if pipe.text_encoder_3 is None:
+        width = pipe.transformer.config.joint_attention_dim
+        read = [states[0].new_zeros(1, family.text_limits[0], width) for _ in texts]
+    else:
+        read = encode_t5(pipe.tokenizer_3, pipe.text_encoder_3, family, texts)
+    encoded = []
+    for state, pool, more in zip(states, pooled, read, strict=True):
+        wide = torch.nn.functional.pad(state, (0, more.shape[-1] - state.shape[-1]))
+        joined = torch.cat([wide, more], dim=-2)  # (1, chunks * 77 + length, width)
+        encoded.append({"prompt_embeds": joined, "pooled_prompt_embeds": torch.cat(pool, dim=-1)})
+    return encoded
+
+
+def encode_flux(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+    """Encode for T5, (1, length, width), and pooled for CLIP, (1, width), which hears only the first 75 tokens."""
+    read = encode_t5(pipe.tokenizer_2, pipe.text_encoder_2, family, texts)
+    first = chunk_tokens(pipe.tokenizer, list(texts.values()))[:, 0].to(pipe.text_encoder.device)
+    pooled = [pipe.text_encoder(row[None]).pooler_output for row in first]
+    return [{"prompt_embeds": states, "pooled_prompt_embeds": pool} for states, pool in zip(read, pooled, strict=True)]
+
+
+Encoder = Callable[[Any, ModelFamily, dict[str, str], int], list[Embeddings]]
+ENCODERS: dict[str, Encoder] = {"clip": encode_clip, "sdxl": encode_sdxl, "sd3": encode_sd3, "flux": encode_flux}
+
+
+def check_clip_skip(clip_skip: int, *encoders: Any) -> None:
+    """Refuse to leave out all layers of a text encoder."""
+    layers = min(encoder.config.num_hidden_layers for encoder in encoders)
+    if clip_skip >= layers:
         raise InvalidRequest(
-            "clip_skip",
-            f"clip_skip={request.clip_skip} must be less than {layers}, the layers of this model's text encoder",
+            "clip_skip", f"clip_skip={clip_skip} must be less than {layers}, the layers of this model's text encoder"
         )
-    texts = (
-        [request.prompt, request.negative_prompt]
-        if request.guidance_scale and request.guidance_scale > 1
-        else [request.prompt]
-    )
-    chunks = chunk_tokens(pipe.tokenizer, texts)
-    states = [encode_chunks(pipe.text_encoder, row[None], request.clip_skip) for row in chunks]
-    return states[0], states[1] if len(states) > 1 else None
 
 
-def chunk_tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """Cut texts into chunks between the tokenizer's own start and end tokens, (texts, chunks, model_max_length)."""
+def chunk_tokens(tokenizer: Any, texts: list[str], least: int = 1) -> torch.Tensor:
+    """Cut texts into chunks between the tokenizer's own start and end tokens, (texts, chunks, model_max_length).
+
+    Args:
+        tokenizer: of a CLIP.
+        texts: all get as many chunks as the longest.
+        least: number of chunks.
+    """
     length = tokenizer.model_max_length
     room = length - 2
     ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
-    number = max(1, max(-(-len(row) // room) for row in ids))
+    number = max(least, max(-(-len(row) // room) for row in ids))
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     rows = [[[bos, *row[i * room : (i + 1) * room], eos] for i in range(number)] for row in ids]
     return torch.tensor([[part + [pad] * (length - len(part)) for part in row] for row in rows])
@@ -61,3 +166,49 @@ def encode_chunks(encoder: Any, chunks: torch.Tensor, clip_skip: int = 0) -> tor
     else:
         states = encoder(ids)[0]
     return states.reshape(len(chunks), -1, states.shape[-1])
+
+
+def encode_penultimate(
+    parts: list[tuple[Any, Any]], texts: list[str], clip_skip: int
+) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Encode with several CLIPs as models since SDXL do: the states before the last layer, `clip_skip` layers earlier still.
+
+    Args:
+        parts: tokenizer and text encoder of each.
+        texts: all get as many chunks.
+        clip_skip: counts from the layer before the last.
+
+    Returns:
+        For each text (1, chunks * 77, sum of widths), and each encoder's own summary of the first chunk, (1, width).
+    """
+    check_clip_skip(clip_skip, *(encoder for _, encoder in parts))
+    most = max(chunk_tokens(tokenizer, texts).shape[1] for tokenizer, _ in parts)
+    states: list[list[torch.Tensor]] = [[] for _ in texts]
+    pooled: list[list[torch.Tensor]] = [[] for _ in texts]
+    for tokenizer, encoder in parts:
+        for number, chunks in enumerate(chunk_tokens(tokenizer, texts, most)):
+            said = encoder(chunks.to(encoder.device), output_hidden_states=True)
+            hidden = said.hidden_states[-(clip_skip + 2)]
+            states[number].append(hidden.reshape(1, -1, hidden.shape[-1]))
+            pooled[number].append(said[0][:1])
+    return [torch.cat(row, dim=-1) for row in states], pooled
+
+
+def encode_t5(tokenizer: Any, encoder: Any, family: ModelFamily, texts: dict[str, str]) -> list[torch.Tensor]:
+    """Encode texts (field -> text) with T5, (1, length, width) each, padded to the least of the family's lengths that holds them.
+
+    Raises:
+        InvalidRequest: if one is longer than the greatest; nothing is cut off silently.
+    """
+    ids = {field: tokenizer(text, verbose=False).input_ids for field, text in texts.items()}  # with the end token
+    most = family.text_limits[-1]
+    for field, row in ids.items():
+        if len(row) > most:
+            lost = tokenizer.decode(row[most - 1 :], skip_special_tokens=True)
+            raise InvalidRequest(
+                field,
+                f"{field} has {len(row)} tokens and {family.title} reads {most}; shorten it by what begins with {shown(lost)}",
+            )
+    length = next(limit for limit in family.text_limits if limit >= max(map(len, ids.values())))
+    rows = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in ids.values()]
+    return [encoder(torch.tensor([row], device=encoder.device))[0] for row in rows]

@@ -1,5 +1,6 @@
 """What a request's pictures become: arguments of the pipeline for its task, and the way from its results back to pictures."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from studio.engine.canvas import Inpainting, extend, fill_masked, fit, flatten, mask_of, plan_inpainting
+from studio.engine.latents import encode_picture
 from studio.errors import InvalidRequest
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, GenerationRequest
 
@@ -101,9 +103,12 @@ class Start:
         size: dict[str, Any] = dict(zip(("width", "height"), request.canvas, strict=True))
         if request.task == TEXT2IMAGE:
             return size
+        if getattr(pipe, "depth_estimator", None) is not None:  # it must see the picture itself
+            assert self.picture is not None
+            return {"image": [Image.fromarray(self.picture)] * len(seeds), "strength": request.strength}
         image = self._first_latents(pipe, seeds)
         if request.task == IMAGE2IMAGE:
-            return {"image": image, "strength": request.strength}
+            return told_size(pipe, size) | {"image": image, "strength": request.strength}
         assert self.plan is not None
         assert self.picture is not None
         mask = Image.fromarray(cells(self.plan.mask, pipe.vae_scale_factor))
@@ -152,10 +157,14 @@ class Start:
         return self._latents[name]
 
 
-def encode_picture(pipe: Any, picture: np.ndarray) -> torch.Tensor:
-    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up."""
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
-    return pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+def told_size(pipe: Any, size: dict[str, Any]) -> dict[str, Any]:
+    """Return the width and height for a pipeline that wants them beside a picture, {} for one that does not take them."""
+    return size if takes(pipe, "width") else {}
+
+
+def takes(pipe: Any, name: str) -> bool:
+    """Tell whether a pipeline has an argument of this name."""
+    return name in inspect.signature(pipe.__call__).parameters
 
 
 def cells(mask: np.ndarray, step: int) -> np.ndarray:

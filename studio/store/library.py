@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import FAMILIES, detect_family, task_problem
+from studio.families import FAMILIES, check_refiner, check_request, detect_family, task_problem
 from studio.parts import shape_of
 from studio.records import ModelRef, PartRef
-from studio.schedulers import canonical, noise_kind, scheduler_problem
+from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
 from studio.spec import GenerationRequest, fill_defaults, parse_request
 from studio.store.hashes import Hashes
 from studio.store.headers import read_json, safetensors_problem
@@ -65,8 +65,8 @@ class Library:
                 found.setdefault(name, self._read(name, index.parent))
         return list(found.values())
 
-    def get(self, model_id: str) -> Model:
-        """Find a usable model by its id.
+    def get(self, model_id: str, field: str = "model") -> Model:
+        """Find a usable model by its id; `field` is the request's, for messages.
 
         Raises:
             InvalidRequest: if there is none of this name, or it cannot be used.
@@ -74,11 +74,11 @@ class Library:
         for folder in self.folders if _is_name(model_id) else ():
             path = folder / model_id
             if (path / "model_index.json").is_file():
-                return _usable(self._read(model_id, path))
+                return _usable(self._read(model_id, path), field)
         names = ", ".join(model.id for model in self.models() if not model.problem) or "none"
         raise InvalidRequest(
-            "model",
-            f"model={model_id!r} is not in the library; there is: {names}; put diffusers folders into {self.folders[-1]}",
+            field,
+            f"{field}={model_id!r} is not in the library; there is: {names}; put diffusers folders into {self.folders[-1]}",
         )
 
     def _read(self, name: str, folder: Path) -> Model:
@@ -88,8 +88,15 @@ class Library:
             self._known[folder] = facts, read_model(name, folder)
         return self._known[folder][1]
 
-    def reference(self, model: Model) -> ModelRef:
-        """Describe a model for a job, with the hash of its content."""
+    def reference(self, model: Model, refiner: str | None = None) -> ModelRef:
+        """Describe a model for a job, with the hash of its content, and its refiner's if it has one.
+
+        Raises:
+            InvalidRequest: if the refiner is none.
+        """
+        second = self.get(refiner, "refiner") if refiner else None
+        if second:
+            check_refiner(model.family, model.noise, (second.family, second.kind, second.noise))
         return ModelRef(
             id=model.id,
             path=str(model.path),
@@ -99,6 +106,7 @@ class Library:
             noise=model.noise,
             kind=model.kind,
             latent_rgb=model.latent_rgb,
+            refiner=self.reference(second) if second else None,
         )
 
     def resolve(
@@ -117,21 +125,23 @@ class Library:
         model = self.get(request.model)
         if problem := task_problem(model.family, model.kind, request.task):
             raise InvalidRequest("model", f"model={model.id!r}: {problem}")
-        own = dict(zip(("width", "height"), size, strict=True)) if size else {}
+        step = FAMILIES[model.family].size_step
+        own = {name: side // step * step for name, side in zip(("width", "height"), size or (), strict=bool(size))}
         filled = fill_defaults(request, model.defaults | own, seed)
         assert filled.scheduler is not None
         if problem := scheduler_problem(filled.scheduler, filled.sigmas or "automatic", model.noise):
             raise InvalidRequest("scheduler", problem)
-        return filled, self.reference(model)
+        check_request(model.family, model.kind, filled)
+        return filled, self.reference(model, filled.refiner)
 
     def parts_of(self, request: GenerationRequest) -> tuple[PartRef, ...]:
         """Find the parts that a resolved request names; see `PartLibrary.of_request`."""
         return self.parts.of_request(request, self.get(request.model).shape)
 
 
-def _usable(model: Model) -> Model:
+def _usable(model: Model, field: str) -> Model:
     if model.problem:
-        raise InvalidRequest("model", f"model={model.id!r} cannot be used: {model.problem}")
+        raise InvalidRequest(field, f"{field}={model.id!r} cannot be used: {model.problem}")
     return model
 
 
@@ -159,17 +169,23 @@ def read_model(name: str, folder: Path) -> Model:
     try:
         facts = read_facts(folder)
         index = read_json(folder / "model_index.json")
-        denoiser = read_json(folder / "unet" / "config.json")
+        denoiser = read_json(folder / ("transformer" if "transformer" in index else "unet") / "config.json")
         detected, kind = detect_family(index, denoiser)
         family = facts.get("family", detected)
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
         check_weights(folder, index)
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
+        noise = _noise(family, scheduler)
+        usual = canonical(scheduler)
+        if usual is None or SCHEDULERS[usual].noise != noise:
+            usual = next(
+                name
+                for name in (FAMILIES[family].defaults["scheduler"], *SCHEDULERS)
+                if SCHEDULERS[name].noise == noise
+            )
         own = facts.get("defaults", {})
-        defaults = FAMILIES[family].defaults | {
-            "scheduler": canonical(scheduler) or FAMILIES[family].defaults["scheduler"]
-        }
+        defaults = FAMILIES[family].defaults | {"scheduler": usual}
         checked = parse_request(own).model_dump()  # a typo or a wrong value is told, and names become ours
         defaults |= {field: checked[field] for field in own}
         return Model(
@@ -177,7 +193,7 @@ def read_model(name: str, folder: Path) -> Model:
             path=folder,
             title=facts.get("title", name),
             family=family,
-            noise=noise_kind(scheduler),
+            noise=noise,
             kind=kind,
             shape=shape_of(denoiser),
             defaults=defaults,
@@ -189,6 +205,20 @@ def read_model(name: str, folder: Path) -> Model:
         return Model(id=name, path=folder, title=name, problem=str(error))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OSError) as error:
         return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
+
+
+def _noise(family: str, scheduler: str) -> str:
+    """Return the kind of noise that a model was trained with, from the scheduler class that it was saved with.
+
+    Raises:
+        ModelError: if the class cannot work with the family.
+    """
+    noise, wanted = noise_kind(scheduler), FAMILIES[family].noise
+    if (noise == "flow") != (wanted == "flow"):
+        raise ModelError(
+            f"its scheduler {scheduler!r} does not work with {FAMILIES[family].title}; copy the model folder again"
+        )
+    return noise
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def to_parameters(record: ImageRecord) -> str:
         **_variation_facts(request, record.index),
         **_edit_facts(request),
         **_unit_facts(record),
+        "Refiner": request.refiner,
+        "Refiner switch at": f"{request.refiner_start:g}" if request.refiner else None,
         "Version": f"Studio {VERSION}",
     }
     lines = [request.prompt]
