@@ -66,8 +66,8 @@ def read_plot(
         if axes or flags.set:
             raise InvalidRequest("request", f"{flags.request} names its axes itself; leave --x, --y, --z and --set out")
         return grid.spec
-    if "x" not in axes:
-        raise InvalidRequest("x", 'a plot needs at least --x FIELD=VALUES, such as --x "guidance_scale=1,2,3"')
+    if not axes:
+        raise InvalidRequest("x", 'a plot needs an axis, such as --x "guidance_scale=1,2,3"')
     requests = read_requests(flags.request, flags.set)
     if len(requests) != 1:
         raise InvalidRequest("request", f"{flags.request} must hold one request, the base of the plot")

@@ -43,13 +43,15 @@ class PlotSpec(Frozen):
     """A whole plot. Cells are numbered with X fastest, then Y, then Z."""
 
     base: GenerationRequest
-    x: Axis
+    x: Axis | None = None
     y: Axis | None = None
     z: Axis | None = None
 
     @model_validator(mode="after")
     def axes_fit(self) -> "PlotSpec":
         given = dict(self.axes)
+        if not given:
+            raise InvalidRequest("x", 'a plot needs a field and its values, such as x with "guidance_scale=1,2,3"')
         named = [axis.field for axis in given.values() if axis.field != "prompt"]
         number = 1
         for name, axis in given.items():

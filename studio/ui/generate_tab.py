@@ -44,7 +44,7 @@ class GenerateTab:
     def __init__(self, services: Services) -> None:
         self._services = services
         self.controls: dict[str, Any] = {}
-        self.image = ImagePanel(services.gallery.blobs)
+        self.image = ImagePanel(services)
         self._model = services.library.get(services.settings.model)
 
     @property
@@ -143,7 +143,7 @@ class GenerateTab:
         names, boxes = list(controls), list(controls.values())
         made["generate"].click(
             self.submit,
-            inputs_kwargs=controls | {"forever": made["forever"], "editor": self.image.editor, "mask": self.image.mask},
+            inputs_kwargs=self.inputs | {"forever": made["forever"]},
             outputs=[made["result"]],
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
@@ -172,6 +172,7 @@ class GenerateTab:
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
         self.image.bind(controls)
+        self.image.batch.bind(self.inputs, made["result"])
         made["to_image"].click(
             self.to_image,
             [made["restore_id"]],
@@ -198,16 +199,11 @@ class GenerateTab:
 
     def submit(self, request: gr.Request, **values: Any) -> str:
         """Queue what the form says; return JSON for the page: {"job", "note"} or {"error", "field"}."""
-        forever, editor, mask = bool(values.pop("forever")), values.pop("editor"), values.pop("mask")
+        forever = bool(values.pop("forever"))
         try:
             if forever and self._services.public:
                 raise StudioError("Generate forever is not offered on a public page")
-            plain = from_page(GenerationRequest, values)
-            parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
-            pictures = self.image.taken(editor, mask)
-            if "image" not in pictures:  # sliders of a closed accordion, left from another picture
-                plain |= dict.fromkeys(EXTENSIONS, 0)
-            wanted = parse_request(plain | pictures)
+            wanted = self.wanted(values)
             job = self._services.dispatcher.submit(wanted, self._services.owner(request.headers), forever=forever)
         except StudioError as error:
             return json.dumps({"error": str(error), "field": error.field if isinstance(error, InvalidRequest) else ""})
@@ -215,6 +211,25 @@ class GenerateTab:
             logger.exception("submit")
             return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
         return json.dumps({"job": job.id, "note": self._note(job.request)})
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return the components that `wanted` reads, by name."""
+        return self.controls | {"editor": self.image.editor, "mask": self.image.mask}
+
+    def wanted(self, values: dict[str, Any]) -> GenerationRequest:
+        """Read the form, whose pictures are stored.
+
+        Raises:
+            InvalidRequest: naming the first wrong field.
+        """
+        editor, mask = values.pop("editor"), values.pop("mask")
+        plain = from_page(GenerationRequest, values)
+        parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
+        pictures = self.image.taken(editor, mask)
+        if "image" not in pictures:  # sliders of a closed accordion, left from another picture
+            plain |= dict.fromkeys(EXTENSIONS, 0)
+        return parse_request(plain | pictures)
 
     def _note(self, request: GenerationRequest) -> str:
         notes = []
