@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +142,16 @@ def write(draw: ImageDraw.ImageDraw, layout: Layout, lines: list[str], middle: t
 
 def font_for(text: str, size: int) -> Any:
     """Return Pillow's own font, which knows Latin letters, or one of the machine for texts with others."""
-    if not text.isascii():
-        for name in OTHER_FONTS:
-            try:
-                return ImageFont.truetype(name, size)
-            except OSError:
-                continue
+    return open_font(text.isascii(), size)
+
+
+@lru_cache(maxsize=64)
+def open_font(plain: bool, size: int) -> Any:
+    for name in () if plain else OTHER_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
     return ImageFont.load_default(size)
 
 

@@ -278,7 +278,8 @@ def fix_seeds(spec: PlotSpec, draw: Callable[[], int]) -> PlotSpec:
             fixed = ", ".join(str(draw() if value == -1 else value) for value in values)
             changes[name] = Axis(field=axis.field, values=fixed)
     plotted = {axis.field for _, axis in spec.axes}
-    drawn = {name: draw() for name in SEEDS if name not in plotted and getattr(spec.base, name) == -1}
+    used = SEEDS if spec.base.variation_strength or "variation_strength" in plotted else ("seed",)
+    drawn = {name: draw() for name in used if name not in plotted and getattr(spec.base, name) == -1}
     changes["base"] = spec.base.model_copy(update=SINGLE | drawn)
     return spec.model_copy(update=changes)
 
