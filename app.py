@@ -141,8 +141,10 @@ class Studio:
 
     def __init__(self, settings: Settings) -> None:
         from studio.executors.dispatcher import Dispatcher
+        from studio.executors.plotter import Plotter
         from studio.executors.worker import make_executor
         from studio.lease import FolderLock
+        from studio.store.plots import PlotStore
 
         self.lock = FolderLock(settings.data_dir)
         self.policy = self._policy(settings)
@@ -157,6 +159,8 @@ class Studio:
         self.library.get(settings.model)  # a typo is told now
         # the process that draws loads while the page is built and read
         self.dispatcher.start(settings.model)
+        self.plotter = Plotter(self.dispatcher, self.gallery, PlotStore(settings.data_dir / "plots"))
+        self.plotter.start()
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -174,7 +178,7 @@ class Studio:
     def services(self) -> "Services":
         from studio.ui.services import Services
 
-        return Services(self.settings, self.policy, self.dispatcher, self.gallery, self.library)
+        return Services(self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library)
 
     def launch(self, *, block: bool) -> Any:
         """Build the page and serve it; returns the Gradio app.
@@ -237,6 +241,7 @@ class Studio:
 
     def close(self) -> None:
         """End the worker; what was running is queued again at the next start."""
+        self.plotter.close()
         self.dispatcher.close()
         self.database.close()
         self.lock.release()

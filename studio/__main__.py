@@ -1,11 +1,10 @@
-"""The command line: `python -m studio generate|replay|models|schedulers|families|reindex|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|doctor`."""
 
 import argparse
 import json
 import logging
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from studio.errors import InvalidRequest, StudioError
-from studio.events import Event, ImageReady
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
+from studio.plot_command import add_flags
 from studio.records import ImageRecord, Job, ModelRef, PartRef
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
-from studio.units import IMAGE_FIELDS
+from studio.units import IMAGE_FIELDS, pictures_of
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from studio.drawing import Drawing
 
 DONE, FAILED, INVALID, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 REQUEST_MAX = 4_000_000
@@ -54,6 +55,11 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     generate.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a field in every request"
     )
+    generate.add_argument(
+        "--images", type=Path, metavar="DIR", help="img2img over a folder: each request with each of its pictures"
+    )
+    plot = commands.add_parser("xyz", help="make an X/Y/Z plot: a picture for every pair of values, and their grid")
+    add_flags(plot)
     replay = commands.add_parser("replay", help="make a picture again and compare its pixels")
     replay.add_argument("image", type=Path)
     replay.add_argument("--out", type=Path, required=True)
@@ -116,48 +122,101 @@ def open_engine(settings: Settings) -> Any:
 
 def generate(settings: Settings, flags: argparse.Namespace) -> int:
     """`generate`: one JSON line a picture on stdout."""
-    from studio.engine.engine import Watch
-    from studio.store.gallery import save_picture
     from studio.store.inputs import canvas_size, take_inputs
-    from studio.store.jobs import new_job_id
 
     library = Library(settings.model_folders, part_roots=settings.part_roots)
     blobs = BlobStore(flags.out / "blobs")
+    if flags.images:
+        return generate_folder(settings, flags, library, blobs)
     requests = [
         take_inputs(request, blobs, flags.request.parent) for request in read_requests(flags.request, flags.set)
     ]
     resolved = [
         library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests
     ]
-    jobs = [
-        Job(id=new_job_id(), request=request, model=model, parts=library.parts_of(request))
-        for request, model in resolved
-    ]
-    engine, stopped = open_engine(settings), []
-    signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
-    for number, job in enumerate(jobs):
-
-        def commit(png: bytes, record: ImageRecord) -> str:
-            return str(save_picture(flags.out, record.id, png, record))
-
-        def tell(event: Event, number: int = number) -> None:
-            if isinstance(event, ImageReady):
-                print(json.dumps({"path": event.path, "seed": event.record.seed, "request": number}), flush=True)
-
-        watch = Watch(tell, lambda: "interrupt" if stopped else "")
-        with DeviceLease(engine.device.key).held(lambda: bool(stopped)) as mine:
-            if mine:
-                engine.generate(job, blobs.open, commit, watch)
-        if stopped:
+    parts = [library.parts_of(request) for request, _ in resolved]
+    drawing = open_drawing(settings, blobs, flags.out)
+    for number, (request, model) in enumerate(resolved):
+        drawing.draw(request, model, parts[number], request=number)
+        if drawing.stopped:
             return INTERRUPTED
     return DONE
 
 
+def open_drawing(settings: Settings, blobs: BlobStore, out: Path) -> "Drawing":
+    """Return what draws into a folder."""
+    from studio.drawing import Drawing
+
+    return Drawing(open_engine(settings), blobs, out)
+
+
+def generate_folder(settings: Settings, flags: argparse.Namespace, library: Library, blobs: BlobStore) -> int:
+    """`generate --images DIR`: every request with every picture of a folder; what is no picture is told and passed over."""
+    from studio.store.folders import files_of, short_stem
+    from studio.store.inputs import canvas_size, take_inputs
+
+    files, drawing, drawn = files_of(flags.images), None, 0
+    requests = read_requests(
+        flags.request, [*flags.set, "image=given"]
+    )  # wrong values are told before a picture is read
+    shared = [
+        take_inputs(request.model_copy(update={"image": None}), blobs, flags.request.parent) for request in requests
+    ]
+    for request in requests:
+        library.get(request.model)
+    for path in files:
+        try:
+            taken = blobs.add(path, "image")
+            wanted = [request.model_copy(update={"image": taken}) for request in shared]
+            resolved = [
+                library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs))
+                for request in wanted
+            ]
+        except InvalidRequest as error:
+            print(f"{path.name} is passed over: {error}", file=sys.stderr, flush=True)
+            continue
+        drawing = drawing or open_drawing(settings, blobs, flags.out)
+        for number, (request, model) in enumerate(resolved):
+            facts = {"prefix": f"{short_stem(path)}-", "request": number, "source": path.name}
+            drawn += len(drawing.draw(request, model, library.parts_of(request), **facts))
+            if drawing.stopped:
+                return INTERRUPTED
+    if not drawn:
+        raise InvalidRequest("images", f"images={str(flags.images)!r} has no picture that could be used")
+    return DONE
+
+
+def xyz(settings: Settings, flags: argparse.Namespace) -> int:
+    """`xyz`: the cells of a plot and their grid, one JSON line each."""
+    from studio.plot_command import draw_plot, is_picture, read_plot, resolve_cells
+    from studio.plots import cells_of
+    from studio.store.inputs import take_inputs
+
+    spec, library, blobs = (
+        read_plot(flags, read_requests),
+        Library(settings.model_folders, part_roots=settings.part_roots),
+        BlobStore(flags.out / "blobs"),
+    )
+    if is_picture(flags.request):  # a grid names the pictures of its base by their content
+        load = blob_finder(flags.request, settings, flags.out)
+        for name, reference in pictures_of(spec.base).items():
+            load(reference, name)
+    else:
+        spec = spec.model_copy(update={"base": take_inputs(spec.base, blobs, flags.request.parent)})
+    cells = cells_of(spec)
+    resolved = resolve_cells(spec, cells, library, blobs, flags.request.parent)
+    return DONE if draw_plot(spec, cells, resolved, open_drawing(settings, blobs, flags.out)) else INTERRUPTED
+
+
 def replay(settings: Settings, flags: argparse.Namespace) -> int:
     """`replay`: make the same picture again; `identical`, or one line a difference."""
+    from studio.plots import grid_sentence
     from studio.store.metadata import read_picture
 
-    record = read_picture(flags.image).record
+    found = read_picture(flags.image)
+    record = found.record
+    if found.grid:
+        raise InvalidRequest("image", grid_sentence(found.grid, str(flags.image)))
     if record is None:
         raise InvalidRequest(
             "image",
@@ -318,7 +377,7 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
     return DONE if all(finding.ok for finding in findings) else FAILED
 
 
-COMMANDS = {c.__name__: c for c in (generate, replay, models, schedulers, families, reindex, doctor)}
+COMMANDS = {c.__name__: c for c in (generate, xyz, replay, models, schedulers, families, reindex, doctor)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,8 @@ PURE = {
     "lease",
     "doctor",
     "fields",
+    "grid",
+    "plots",
     "preprocessors",
     "records",
     "units",

@@ -85,7 +85,7 @@ def test_a_folder_tells_its_family(tiny_library: Library) -> None:
 
 def test_every_class_that_a_family_names_exists() -> None:
     for family in FAMILIES.values():
-        tables = [family.pipelines, family.controlnet_pipelines, family.pag_pipelines, *family.kinds.values()]
+        tables = [family.pipelines, family.pag_pipelines, *family.kinds.values()]
         for name in itertools.chain.from_iterable(table.values() for table in tables):
             assert hasattr(diffusers, name), name
         assert len(family.latent_rgb) == min(family.channels) // (4 if family.title == "Flux.1" else 1) + 1

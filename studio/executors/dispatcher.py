@@ -103,18 +103,42 @@ class Dispatcher:
         Raises:
             StudioError: one sentence about what is wrong with it.
         """
-        if self.jobs.count_waiting() >= MAX_WAITING:
-            raise StudioError(f"the queue is full ({MAX_WAITING} jobs wait); cancel some or wait")
+        self.check_room(1)
+        job = self.prepare(request, owner)
+        self.enqueue([job], forever=forever)
+        return job
+
+    def check_room(self, number: int) -> None:
+        """Refuse jobs that the queue has no place for.
+
+        Raises:
+            StudioError: if fewer than `number` more can wait.
+        """
+        if self.jobs.count_waiting() + number > MAX_WAITING:
+            raise StudioError(f"the queue is full ({MAX_WAITING} jobs wait at most); cancel some or wait")
+
+    def enqueue(self, jobs: list[Job], *, forever: bool = False) -> None:
+        """Queue jobs that `prepare` made, all or none; they are in the journal when this returns."""
+        self.jobs.add(*jobs, forever=forever)
+        self._touch()
+
+    def announce(self) -> None:
+        """Tell pages that something beside the queue changed."""
+        self._touch()
+
+    def prepare(self, request: GenerationRequest, owner: str) -> Job:
+        """Resolve a request, whose pictures are blobs already, into a job that is not queued yet.
+
+        Raises:
+            StudioError: one sentence about what is wrong with it.
+        """
         for name, given in pictures_of(request).items():
             if not is_reference(given):
                 raise InvalidRequest(name, f"{name} must be a picture that was uploaded, not a path")
         size = canvas_size(request, self.blobs)
         resolved, model = self.library.resolve(request, secrets.randbelow(SEED_MAX - 64), size)
         parts = self.library.parts_of(resolved)
-        job = Job(id=new_job_id(), request=resolved, model=model, parts=parts, owner=owner, preview=self._preview)
-        self.jobs.add(job, forever=forever)
-        self._touch()
-        return job
+        return Job(id=new_job_id(), request=resolved, model=model, parts=parts, owner=owner, preview=self._preview)
 
     def ask(self, tool: ToolCall) -> ToolAnswer:
         """Let a tool work between two jobs.

@@ -14,6 +14,7 @@ from typing import IO, Any
 from PIL import Image
 
 from studio.errors import StorageError, StudioError
+from studio.plots import GridRecord
 from studio.records import ImageRecord
 from studio.store import writer
 from studio.store.blobs import BlobStore
@@ -33,7 +34,7 @@ def storage_error(error: OSError, what: str) -> StorageError:
     return StorageError(f"{what} could not be saved: {error.strerror or error}")
 
 
-def save_picture(folder: Path, name: str, png: bytes, record: ImageRecord) -> Path:
+def save_picture(folder: Path, name: str, png: bytes, record: ImageRecord | GridRecord) -> Path:
     """Commit a PNG with its whole request inside; an existing file is never overwritten.
 
     Raises:
@@ -58,14 +59,15 @@ class Gallery:
     def __init__(self, root: Path, index: ImageIndex) -> None:
         self.root, self.index, self.blobs = root, index, BlobStore(root.parent / "blobs")
 
-    def commit(self, png: bytes, record: ImageRecord, owner: str = "") -> Path:
+    def commit(self, png: bytes, record: ImageRecord | GridRecord, owner: str = "") -> Path:
         """Save a picture and enter it into the index; it is on disk, for good, when this returns."""
         path = save_picture(self.root / record.created[:10], record.id, png, record)
         self.index.add([self._row(path, record, owner)])
         return path
 
-    def _row(self, path: Path, record: ImageRecord, owner: str, **extra: object) -> dict[str, object]:
-        request = record.request
+    def _row(self, path: Path, record: ImageRecord | GridRecord, owner: str, **extra: object) -> dict[str, object]:
+        grid = isinstance(record, GridRecord)
+        request = record.spec.base if grid else record.request
         with path.open("rb") as file:
             width, height = struct.unpack(
                 ">II", file.read(24)[16:]
@@ -74,11 +76,11 @@ class Gallery:
             "id": record.id,
             "path": path.relative_to(self.root).as_posix(),
             "day": record.created[:10],
-            "model": record.model.id,
-            "prompt": f"{request.prompt} {request.negative_prompt}".strip(),
+            "model": request.model,
+            "prompt": f"{'X/Y/Z plot: ' if grid else ''}{request.prompt} {request.negative_prompt}".strip(),
             "width": width,
             "height": height,
-            "seed": record.seed,
+            "seed": request.seed if grid else record.seed,
             "owner": owner,
             "bytes": path.stat().st_size,
             "starred": 0,
@@ -200,7 +202,8 @@ class Gallery:
 
     def _read_row(self, path: Path) -> dict[str, Any] | None:
         try:
-            record = read_picture(path).record
+            found = read_picture(path)
+            record = found.record or found.grid
         except StudioError as error:
             logger.warning("left out of the index: %s", error)
             return None

@@ -48,14 +48,15 @@ class JobStore:
         self._database = database
         self._read = lru_cache(maxsize=KEPT)(Job.model_validate_json)  # a page asks for the same jobs at every step
 
-    def add(self, job: Job, *, forever: bool = False) -> None:
-        """Append a job to the queue; it is durable when this returns."""
+    def add(self, *jobs: Job, forever: bool = False) -> None:
+        """Append jobs to the queue, all or none; they are durable when this returns."""
         with self._database.transaction(durable=True):
-            rank = (self._database.rows("SELECT MAX(rank) high FROM jobs")[0]["high"] or 0) + 1
-            self._database.execute(
-                "INSERT INTO jobs(id, rank, state, owner, job, forever) VALUES (?, ?, ?, ?, ?, ?)",
-                [job.id, rank, WAITING, job.owner, job.model_dump_json(), int(forever)],
-            )
+            high = self._database.rows("SELECT MAX(rank) high FROM jobs")[0]["high"] or 0
+            for rank, job in enumerate(jobs, 1):
+                self._database.execute(
+                    "INSERT INTO jobs(id, rank, state, owner, job, forever) VALUES (?, ?, ?, ?, ?, ?)",
+                    [job.id, high + rank, WAITING, job.owner, job.model_dump_json(), int(forever)],
+                )
 
     def claim(self) -> Entry | None:
         """Take the first waiting job and mark it running."""
@@ -125,6 +126,12 @@ class JobStore:
     def get(self, job_id: str) -> Entry | None:
         rows = self._database.rows("SELECT * FROM jobs WHERE id = ?", [job_id])
         return next(iter(self._entries(rows)), None)
+
+    def outcomes(self, job_ids: list[str]) -> dict[str, tuple[str, tuple[str, ...], str]]:
+        """Return state, pictures and error of those of the jobs that the journal has."""
+        marks = ", ".join("?" * len(job_ids))
+        rows = self._database.rows(f"SELECT id, state, images, error FROM jobs WHERE id IN ({marks})", job_ids)
+        return {row["id"]: (row["state"], tuple(json.loads(row["images"])), row["error"]) for row in rows}
 
     def waiting(self, limit: int = -1) -> list[Entry]:
         """Return the waiting jobs in their order, at most `limit` if that is not negative."""

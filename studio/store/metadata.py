@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from studio.errors import StudioError
 from studio.fields import Frozen
 from studio.parts import UNIT_KINDS
+from studio.plots import GridRecord, describe_plot, grid_sentence
 from studio.records import ImageRecord
 from studio.schedulers import SIGMA_LABELS, canonical
 from studio.settings import VERSION
@@ -24,6 +25,7 @@ MAX_PIXELS = 64_000_000
 PNG_START = 8 + 25  # signature and IHDR
 
 
+GRID = "studio-grid"  # the chunk of a grid
 FACTS_MAX = 4_000  # characters of the last line of a `parameters` text
 FACT = re.compile(r'(?:^|,) ?([A-Za-z][^:,"]{0,40}): ("[^"]*"|[^,]*)')
 
@@ -32,10 +34,11 @@ class Found(Frozen):
     """What could be read from a picture.
 
     Attributes:
-        source: `studio`, `a1111`, `comfyui` or `none`.
+        source: `studio`, `grid` (of ours), `a1111`, `comfyui` or `none`.
         values: fields of a GenerationRequest.
         notes: what could not be carried over, one sentence each.
         record: the whole record, if the picture is ours.
+        grid: what it shows, if it is the grid of an X/Y/Z plot; `values` are the plot's base then.
         text: the `parameters` text as it was, for reading.
     """
 
@@ -43,6 +46,7 @@ class Found(Frozen):
     values: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     record: ImageRecord | None = None
+    grid: GridRecord | None = None
     text: str = ""
 
 
@@ -55,8 +59,10 @@ def add_text(png: bytes, texts: dict[str, str]) -> bytes:
     return png[:PNG_START] + chunks + png[PNG_START:]
 
 
-def picture_texts(record: ImageRecord) -> dict[str, str]:
-    """Return the chunks that a picture of ours carries."""
+def picture_texts(record: ImageRecord | GridRecord) -> dict[str, str]:
+    """Return the chunks that a picture of ours carries; a grid has no `parameters`, which would let it pass for one picture."""
+    if isinstance(record, GridRecord):
+        return {"Description": describe_plot(record.spec), GRID: record.model_dump_json()}
     return {"parameters": to_parameters(record), "studio": record.model_dump_json()}
 
 
@@ -153,7 +159,22 @@ def read_picture(path: Path) -> Found:
                 texts.setdefault("parameters", comment)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise StudioError(f"{path.name} is not a picture that can be read (PNG, JPEG or WebP): {error}") from None
-    return from_texts(texts)
+    return from_grid(texts[GRID], path.name) if GRID in texts else from_texts(texts)
+
+
+def from_grid(text: str, name: str) -> Found:
+    """Understand the chunk of a grid."""
+    try:
+        grid = GridRecord.model_validate_json(text)
+    except (ValidationError, StudioError):
+        return Found(source="none", notes=("this is a grid of another version of Studio and cannot be read",))
+    return Found(
+        source="grid",
+        values=grid.spec.base.model_dump(),
+        notes=(f"{grid_sentence(grid, name)}.",),
+        grid=grid,
+        text=describe_plot(grid.spec),
+    )
 
 
 def user_comment(image: Image.Image) -> str:

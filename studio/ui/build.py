@@ -7,11 +7,13 @@ import gradio as gr
 from studio.ui.api import Api
 from studio.ui.gallery_tab import build_gallery_tab
 from studio.ui.generate_tab import GenerateTab
+from studio.ui.plot_panel import PlotPanel
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.ui.tools_tab import build_tools_tab
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page.js", "plots.js")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
 
@@ -32,15 +34,16 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build(page, tabs)
             with gr.Tab(TEXT["tab.gallery"], id="gallery") as tab:
                 build_gallery_tab(tab)
-            with gr.Tab(TEXT["tab.tools"], id="tools"):
+            with gr.Tab(TEXT["tab.tools"], id="tools") as tab:
                 build_tools_tab(generate, tabs)
+                PlotPanel(services, generate).build(tab)
         Api(services).register()
     return page
 
 
 def page_head() -> str:
-    """Return the script of the page for `launch(head=…)`."""
-    return f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>"
+    """Return the scripts of the page for `launch(head=…)`."""
+    return "".join(f"<script>{(HERE / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 
 
 def page_css() -> str:

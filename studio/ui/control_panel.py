@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.errors import StudioError
+from studio.errors import InvalidRequest, StudioError
 from studio.parts import KINDS, UNIT_KINDS, shape_problem
 from studio.preprocessors import PREPROCESSORS, weights_present
 from studio.store.blobs import BlobStore
@@ -188,28 +188,31 @@ class ControlPanel:
             raise gr.Error(str(error), print_exception=False) from error
         return f'<div class="st-map"><img src="studio/tool/{answer.pictures["map"]}" alt="{TEXT["control.preview"]}"></div>'
 
-    def taken(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """Store the units' pictures and return the request's fields, and which unit each entry is (`controls.0` -> 2).
+    def taken(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Store the units' pictures and return the request's fields.
 
         Raises:
             StudioError: if a picture cannot be used, or a unit has no model.
         """
         fields: dict[str, list[dict[str, Any]]] = {}
-        places: dict[str, int] = {}
-        for place in range(UNITS_MAX):
+        for place, kind in active_units(values).items():
             unit = {name: values.get(f"unit{place}_{name}", usual) for name, usual in USUAL.items()}
-            if not unit["on"]:
-                continue
-            kind, _, name = (unit["model"] or "").partition(":")
+            name = (unit["model"] or "").partition(":")[2]
             if not name:
-                raise StudioError(TEXT["control.no_model"].format(number=place + 1))
+                raise InvalidRequest(f"unit{place}", TEXT["control.no_model"].format(number=place + 1))
             pictures = [path for path in (unit["image"], *(unit["more"] or [])) if path]
             stored = [self._blobs.add(Path(path), f"unit {place + 1}") for path in pictures]
             entry = ip_entry(name, unit, stored) if kind == "ip_adapter" else drawn_entry(kind, name, unit, stored)
-            entries = fields.setdefault(FIELD_OF[kind], [])
-            places[f"{FIELD_OF[kind]}.{len(entries)}"] = place
-            entries.append(entry)
-        return fields, places
+            fields.setdefault(FIELD_OF[kind], []).append(entry)
+        return fields
+
+    def box_of(self, field: str, values: dict[str, Any]) -> str:
+        """Return where the page shows what is wrong with a field: units' fields (`controls.1.model`) belong to a unit's tab."""
+        name, _, rest = field.partition(".")
+        if name not in UNIT_KINDS or not rest:
+            return field
+        places = [place for place, kind in active_units(values).items() if kind == UNIT_KINDS[name]]
+        return f"unit{places[int(rest.partition('.')[0])]}"
 
     def shown(self, values: dict[str, Any]) -> tuple[list[Any], list[str]]:
         """Return a value for each of `inputs` that shows a request's units, and notes about what is gone."""
@@ -245,6 +248,12 @@ class ControlPanel:
             **{name: unit[name] for name in ("start", "end") if name in unit},
             **{f"option{number}": value for number, value in enumerate(given[:OPTIONS])},
         }
+
+
+def active_units(values: dict[str, Any]) -> dict[int, str]:
+    """Return the kind of each unit that is switched on, by its place; "" where no model is chosen."""
+    on = [place for place in range(UNITS_MAX) if values.get(f"unit{place}_on")]
+    return {place: (values.get(f"unit{place}_model") or "").partition(":")[0] for place in on}
 
 
 def options_of(preprocessor: str, values: list[Any]) -> dict[str, float]:

@@ -45,7 +45,7 @@ class GenerateTab:
     def __init__(self, services: Services) -> None:
         self._services = services
         self.controls: dict[str, Any] = {}
-        self.image = ImagePanel(services.gallery.blobs)
+        self.image = ImagePanel(services)
         self.control = ControlPanel(services, services.gallery.blobs)
         self._model = services.library.get(services.settings.model)
 
@@ -147,9 +147,7 @@ class GenerateTab:
         names, boxes = list(kept), list(kept.values())
         made["generate"].click(
             self.submit,
-            inputs_kwargs=controls
-            | self.control.inputs
-            | {"forever": made["forever"], "editor": self.image.editor, "mask": self.image.mask},
+            inputs_kwargs=self.inputs | {"forever": made["forever"]},
             outputs=[made["result"]],
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
@@ -181,6 +179,7 @@ class GenerateTab:
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
         self.image.bind(controls)
+        self.image.batch.bind(self.inputs, made["result"], self.control)
         made["to_image"].click(
             self.to_image,
             [made["restore_id"]],
@@ -208,28 +207,39 @@ class GenerateTab:
 
     def submit(self, request: gr.Request, **values: Any) -> str:
         """Queue what the form says; return JSON for the page: {"job", "note"} or {"error", "field"}."""
-        forever, editor, mask = bool(values.pop("forever")), values.pop("editor"), values.pop("mask")
-        places: dict[str, int] = {}
+        forever, units = bool(values.pop("forever")), dict(values)
         try:
             if forever and self._services.public:
                 raise StudioError("Generate forever is not offered on a public page")
-            units = {name: values.pop(name) for name in self.control.inputs}
-            plain = from_page(GenerationRequest, values)
-            parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
-            pictures = self.image.taken(editor, mask)
-            if "image" not in pictures:  # sliders of a closed accordion, left from another picture
-                plain |= dict.fromkeys(EXTENSIONS, 0)
-            steered, places = self.control.taken(units)
-            wanted = parse_request(plain | pictures | steered)
+            wanted = self.wanted(values)
             job = self._services.dispatcher.submit(wanted, self._services.owner(request.headers), forever=forever)
         except StudioError as error:
             field = error.field if isinstance(error, InvalidRequest) else ""
-            unit = ".".join(field.split(".")[:2])
-            return json.dumps({"error": str(error), "field": f"unit{places[unit]}" if unit in places else field})
+            return json.dumps({"error": str(error), "field": self.control.box_of(field, units)})
         except Exception:  # a process boundary: the page shall hear of it, and go on
             logger.exception("submit")
             return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
         return json.dumps({"job": job.id, "note": self._note(job.request)})
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return the components that `wanted` reads, by name."""
+        return self.controls | self.control.inputs | {"editor": self.image.editor, "mask": self.image.mask}
+
+    def wanted(self, values: dict[str, Any]) -> GenerationRequest:
+        """Read the form, whose pictures are stored.
+
+        Raises:
+            InvalidRequest: naming the first wrong field.
+        """
+        editor, mask = values.pop("editor"), values.pop("mask")
+        units = {name: values.pop(name) for name in self.control.inputs}
+        plain = from_page(GenerationRequest, values)
+        parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
+        pictures = self.image.taken(editor, mask)
+        if "image" not in pictures:  # sliders of a closed accordion, left from another picture
+            plain |= dict.fromkeys(EXTENSIONS, 0)
+        return parse_request(plain | pictures | self.control.taken(units))
 
     def _note(self, request: GenerationRequest) -> str:
         notes = []

@@ -9,25 +9,27 @@ from PIL import Image, ImageChops
 
 from studio.errors import StudioError
 from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
-from studio.store.blobs import BlobStore, encode
+from studio.store.blobs import encode
 from studio.store.inputs import fitting_size
+from studio.ui.batch_panel import FILES, BatchPanel
 from studio.ui.forms import build_control, fields_of
+from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.units import IMAGE_FIELDS
 
 PAINT = "#ff4d4f"
-FILES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 
 
 class ImagePanel:
     """Builds the accordion; the picture and its painted mask live in `editor`, a mask of one's own in `mask`.
 
     Args:
-        blobs: keeps the pictures that are submitted.
+        services: what the handlers work on.
     """
 
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+    def __init__(self, services: Services) -> None:
+        self._blobs = services.gallery.blobs
+        self.batch = BatchPanel(services)
         self.editor: Any = None
         self.mask: Any = None
 
@@ -71,6 +73,7 @@ class ImagePanel:
             with gr.Accordion(TEXT["group.outpaint"], open=False, elem_id="group-outpaint"):
                 for name in fields_of(GenerationRequest, "outpaint"):
                     controls[name] = self._control(name, values)
+            self.batch.build()
         return controls
 
     def _control(self, name: str, values: dict[str, Any]) -> Any:

@@ -234,7 +234,7 @@ window.studio = (() => {
           const before = new Set(state.jobs.flatMap((job) => job.images || []));
           state = next;
           document.body.classList.toggle("st-public", Boolean(state.public));
-          try { render(); } catch (error) { console.error(error); }
+          try { render(); window.studio.plots?.show(state.plots || []); } catch (error) { console.error(error); }
           if (state.jobs.some((job) => (job.images || []).some((id) => !before.has(id)))) gallery.stale = true;
         }
         $("#st-offline")?.setAttribute("hidden", "");
@@ -358,5 +358,5 @@ window.studio = (() => {
   });
   const wait = setInterval(() => { if ($("#st-viewer")) { clearInterval(wait); follow(); } }, 50);
 
-  return { submitted, opened, saveForm, restoreForm, interrupt, skip, lastSeed, gallery, pending: () => pending };
+  return { el, button, call, url, submitted, opened, saveForm, restoreForm, interrupt, skip, lastSeed, gallery, pending: () => pending };
 })();

@@ -48,6 +48,7 @@ class Routes:
             Route("/studio/images", self.change_images, methods=["POST"]),
             Route("/studio/zip", self.zip, methods=["POST"]),
             Route("/studio/job/{action}", self.job, methods=["POST"]),
+            Route("/studio/plot/{action}", self.plot, methods=["POST"]),
         ]
 
     def _owner(self, request: Request) -> str:
@@ -72,6 +73,7 @@ class Routes:
                     await asyncio.wait_for(changed.wait(), LONG_POLL)
                 await asyncio.sleep(MERGE)
         facts = await run_in_threadpool(dispatcher.state, self._owner(request))
+        facts |= {"plots": await run_in_threadpool(self._services.plotter.state, self._owner(request))}
         return JSONResponse(
             facts | {"instance": self._instance, "public": self._services.public}, headers={"Cache-Control": "no-store"}
         )
@@ -123,8 +125,9 @@ class Routes:
             )
         except StudioError as error:
             return problem(error, 404)
-        record = found.record.model_dump(mode="json") if found.record else None
-        if record and self._services.public:
+        said = found.record or found.grid
+        record = said.model_dump(mode="json") if said else None
+        if record and found.record and self._services.public:
             for named in (record["model"], *record["parts"]):
                 named.pop("path")
         return JSONResponse({"text": found.text, "record": record})
@@ -194,6 +197,18 @@ class Routes:
             media_type="application/zip",
             headers={"Content-Disposition": 'attachment; filename="pictures.zip"'},
         )
+
+    async def plot(self, request: Request) -> Response:
+        """Cancel or resume an own plot; `{"plot"}`."""
+        actions = {"cancel": self._services.plotter.cancel, "resume": self._services.plotter.resume}
+        try:
+            body, action = await read_body(request), request.path_params["action"]
+            if action not in actions:
+                raise StudioError(f"action must be one of: {', '.join(actions)}")
+            await run_in_threadpool(actions[action], str(body.get("plot")), self._owner(request))
+        except StudioError as error:
+            return problem(error)
+        return JSONResponse({})
 
     def _visible(self, image_id: str, owner: str | None) -> bool:
         row = self._services.gallery.index.get(image_id)

@@ -14,11 +14,14 @@ EVERYBODY = "local"  # at home all browsers are the same person: laptop and phon
 
 @dataclass(frozen=True)
 class Services:
-    """The objects that `app.py` built. `dispatcher` is `studio.executors.dispatcher.Dispatcher`, known here by its methods only."""
+    """The objects that `app.py` built. `dispatcher` is `studio.executors.dispatcher.Dispatcher` and `plotter`
+    `studio.executors.plotter.Plotter`, known here by their methods only.
+    """
 
     settings: Settings
     policy: Policy
     dispatcher: Any
+    plotter: Any
     gallery: Gallery
     library: Library
 

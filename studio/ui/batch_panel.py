@@ -1,0 +1,111 @@
+"""Batch: several pictures are uploaded at once, and each becomes an img2img job with the form's settings."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import InvalidRequest, StudioError
+from studio.spec import GenerationRequest, parse_request
+from studio.ui.control_panel import ControlPanel
+from studio.ui.forms import from_page
+from studio.ui.services import Services
+from studio.ui.text import TEXT
+
+logger = logging.getLogger(__name__)
+
+FILES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"]
+FILES_MAX = 200
+FILES_MAX_PUBLIC = 16
+TOLD = 3  # refused files that are named
+
+
+class BatchPanel:
+    """Builds the accordion within Image.
+
+    Args:
+        services: what the handlers work on.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._control: Any = None
+        self._files: Any = None
+        self._run: Any = None
+
+    def build(self) -> None:
+        """Build the accordion."""
+        with gr.Accordion(TEXT["group.batch"], open=False, elem_id="group-batch"):
+            gr.Markdown(TEXT["batch.help"], elem_classes="st-quiet")
+            self._files = gr.File(
+                file_count="multiple",
+                type="filepath",
+                file_types=FILES,
+                show_label=False,
+                label="Pictures",
+                height=160,
+                elem_id="field-batch",
+            )
+            self._run = gr.Button(TEXT["batch.run"], elem_id="st-batch")
+
+    def bind(self, inputs: dict[str, Any], result: Any, control: ControlPanel) -> None:
+        """Bind the button.
+
+        Args:
+            inputs: the form's components by name.
+            result: where the page reads what came of it.
+            control: reads the units among the inputs.
+        """
+        self._control = control
+        self._run.click(
+            self.submit,
+            inputs_kwargs=inputs | {"files": self._files},
+            outputs=[result],
+            api_visibility="private",
+            show_progress="hidden",
+            queue=False,
+        ).success(None, inputs=[result], js="(text) => { studio.submitted(text); }", api_visibility="private")
+
+    def submit(self, request: gr.Request, **values: Any) -> str:
+        """Queue a job a picture; return JSON for the page: {"job", "note"} or {"error", "field"}."""
+        files = [Path(path) for path in values.pop("files") or ()]
+        values.pop("editor")
+        values.pop("mask")  # painted for one picture, it means nothing for the others
+        try:
+            return json.dumps(self._submit_all(files, values, self._services.owner(request.headers)))
+        except StudioError as error:
+            return json.dumps({"error": str(error), "field": error.field if isinstance(error, InvalidRequest) else ""})
+        except Exception:  # a process boundary: the page shall hear of it, and go on
+            logger.exception("batch")
+            return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
+
+    def _submit_all(self, files: list[Path], values: dict[str, Any], owner: str) -> dict[str, str]:
+        """Queue what can be drawn.
+
+        Raises:
+            StudioError: if that is nothing.
+        """
+        most = FILES_MAX_PUBLIC if self._services.public else FILES_MAX
+        if not files:
+            raise InvalidRequest("batch", TEXT["batch.none"])
+        if len(files) > most:
+            raise InvalidRequest("batch", TEXT["batch.many"].format(number=len(files), most=most))
+        units = {name: values.pop(name) for name in self._control.inputs}
+        plain = from_page(GenerationRequest, values) | self._control.taken(units)
+        parse_request(plain | {"image": "given"})  # before a picture is stored
+        dispatcher, jobs, refused = self._services.dispatcher, [], []
+        dispatcher.check_room(len(files))
+        for path in files:
+            try:
+                picture = self._services.gallery.blobs.add(path, "image")
+                jobs.append(dispatcher.submit(parse_request(plain | {"image": picture}), owner))
+            except InvalidRequest as error:
+                refused.append(str(error).removeprefix("image="))
+        told = [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in refused[:TOLD]]
+        if len(refused) > TOLD:
+            told.append(TEXT["batch.more"].format(number=len(refused) - TOLD))
+        if not jobs:
+            raise InvalidRequest("batch", " ".join(told))
+        return {"job": jobs[0].id, "note": " ".join([TEXT["batch.queued"].format(number=len(jobs)), *told])}
