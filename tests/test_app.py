@@ -55,7 +55,7 @@ def test_the_public_endpoints_are_these_and_are_documented(client: Client) -> No
     assert set(info["named_endpoints"]) == PUBLIC
     assert not info["unnamed_endpoints"]
     parameters = {p["parameter_name"]: p for p in info["named_endpoints"]["/txt2img"]["parameters"]}
-    assert set(parameters) == set(TEXT_FIELDS) | {"wait"}
+    assert set(parameters) == set(TEXT_FIELDS) | {"settings", "wait"}
     assert parameters["width"]["parameter_has_default"]
 
 

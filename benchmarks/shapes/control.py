@@ -1,6 +1,7 @@
-"""Stage `controlnet`: a ControlNet (Zhang et al. 2023, arXiv:2302.05543) that makes the frozen denoiser follow edges.
+"""Stages `controlnet` and `t2i`: what makes the frozen denoiser follow edges.
 
-It learns on the denoiser's own cached pictures: each is drawn again, and `cv2.Canny` with the usual thresholds finds its edges.
+A ControlNet (Zhang et al. 2023, arXiv:2302.05543) and a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453) learn on the denoiser's own
+cached pictures: each is drawn again, and `cv2.Canny` with the usual thresholds finds its edges.
 """
 
 import random
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 
 from benchmarks.shapes.denoiser import DenoiserLoss, picture_of
 from benchmarks.shapes.edges import canny_edges
@@ -21,6 +22,18 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
 
 
+def new_t2i_adapter(unet: UNet2DConditionModel) -> T2IAdapter:
+    """Build an untrained T2I-Adapter; the denoiser's first level has no attention, as SDXL's, so it is of that type."""
+    levels = list(unet.config["block_out_channels"])
+    return T2IAdapter(
+        in_channels=1,
+        channels=[*levels, levels[-1]],
+        num_res_blocks=1,
+        downscale_factor=16,
+        adapter_type="full_adapter_xl",
+    )
+
+
 def edges(indices: list[int]) -> torch.Tensor:
     """Draw the cached pictures again and return their edges, (B, 3, 128, 128) of 0 and 1."""
     found = np.stack([canny_edges(picture_of(i)) for i in indices])
@@ -28,15 +41,15 @@ def edges(indices: list[int]) -> torch.Tensor:
 
 
 class ControlLoss:
-    """The loss of one step: the denoiser's own, with the ControlNet's residuals added.
+    """The loss of one step: the denoiser's own, with what the network adds.
 
     Args:
-        controlnet: learns.
+        network: a ControlNet or a T2I-Adapter, which learns.
         denoiser: its UNet is frozen.
     """
 
-    def __init__(self, controlnet: ControlNetModel, denoiser: DenoiserLoss) -> None:
-        self.controlnet, self.denoiser = controlnet, denoiser
+    def __init__(self, network: ControlNetModel | T2IAdapter, denoiser: DenoiserLoss) -> None:
+        self.network, self.denoiser = network, denoiser
         denoiser.unet.requires_grad_(False)
 
     def __call__(self, fraction: float, rng: random.Random) -> torch.Tensor:
@@ -45,7 +58,9 @@ class ControlLoss:
         condition = edges(indices).to(states.device)
 
         def residuals(noisy: torch.Tensor, t: torch.Tensor) -> dict[str, Any]:
-            down, middle = self.controlnet(noisy, t, states, condition, return_dict=False)
+            if isinstance(self.network, T2IAdapter):
+                return {"down_intrablock_additional_residuals": self.network(condition[:, :1])}
+            down, middle = self.network(noisy, t, states, condition, return_dict=False)
             return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
         return self.denoiser.loss(indices, states, rng, residuals)

@@ -1,6 +1,6 @@
 """Make the embedded model: `python -m benchmarks.shapes.train --work DIR`.
 
-Stages, in order: `vae`, `text`, `unet`, `decoder`, `export`; and `controlnet`, when it is asked for by `--stages`. Each goes on
+Stages, in order: `vae`, `text`, `unet`, `decoder`, `export`; `controlnet` and `t2i` when `--stages` asks for them. Each goes on
 where it was killed and is skipped once its folder exists in DIR. `--init presets/models/shapes` starts from the shipped weights
 instead of from nothing (the tokenizer and the text encoder are then kept, and so is the latent space: only `unet` and `decoder`
 learn). `--minutes unet=300 decoder=30` gives stages another budget. On a GPU add `--scale 8`. Several CPU processes:
@@ -32,6 +32,7 @@ BUDGETS = {
     "text": Budget(minutes=2.5, learning_rate=2e-3, ema_decay=0.98),
     "unet": Budget(minutes=65, learning_rate=1.2e-3, muon_rate=0.02),
     "controlnet": Budget(minutes=60, learning_rate=8e-4, muon_rate=0.01),
+    "t2i": Budget(minutes=40, learning_rate=1e-3, muon_rate=0.02),
     "decoder": Budget(minutes=10, learning_rate=1e-3, muon_rate=0.008, ema_decay=0.998),
 }
 PICTURES = 40_000
@@ -139,10 +140,18 @@ class Recipe:
     def controlnet(self, done: Path) -> None:
         unet = self.load(UNet2DConditionModel, "unet", "unet").to(memory_format=torch.channels_last)
         controlnet = control.new_controlnet(unet).to(self.device, memory_format=torch.channels_last)
-        loss = control.ControlLoss(controlnet, self.denoiser_loss(unet))
-        fit("fit-controlnet", controlnet.parameters(), loss, self.budgets["controlnet"], self.work)
+        self.follow(controlnet, unet, "controlnet", done)
+
+    def t2i(self, done: Path) -> None:
+        unet = self.load(UNet2DConditionModel, "unet", "unet").to(memory_format=torch.channels_last)
+        self.follow(control.new_t2i_adapter(unet).to(self.device), unet, "t2i", done)
+
+    def follow(self, network: Any, unet: UNet2DConditionModel, stage: str, done: Path) -> None:
+        """Let a network learn to steer the denoiser by edges."""
+        loss = control.ControlLoss(network, self.denoiser_loss(unet))
+        fit(f"fit-{stage}", network.parameters(), loss, self.budgets[stage], self.work)
         if rank() == 0:
-            self.save(controlnet, done)
+            self.save(network, done)
 
     def export(self, out: Path) -> None:
         """Write the finished model in diffusers' format, float16."""

@@ -15,7 +15,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.preprocessors import PREPROCESSORS, option_values, weights_present
 from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
-from studio.spec import HiresUpscaler, parse_request
+from studio.spec import GenerationRequest, HiresUpscaler, parse_request
 from studio.store.blobs import is_reference
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.tools import PreprocessCall, VaeCheckCall
@@ -65,6 +65,10 @@ class Api:
         guidance_rescale: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
+        pag_scale: float = 0.0,
+        true_cfg_scale: float = 1.0,
+        refiner: str | None = None,
+        refiner_start: float = 0.8,
         seed: int = -1,
         variation_seed: int = -1,
         variation_strength: float = 0.0,
@@ -95,6 +99,10 @@ class Api:
             guidance_rescale: takes back washed-out colours of strong guidance, 0 to 1.
             guidance_start: part of the steps before guidance begins.
             guidance_end: part of the steps at which guidance ends.
+            pag_scale: perturbed attention guidance, 0 (off) upwards.
+            true_cfg_scale: makes Flux heed the negative prompt; 1 is off.
+            refiner: id of an SDXL refiner.
+            refiner_start: part of the steps at which it takes over.
             seed: the same seed makes the same picture; -1 is random.
             variation_seed: noise to mix in; -1 is random.
             variation_strength: how much of it, 0 to 1.
@@ -110,8 +118,7 @@ class Api:
         Returns:
             The job as `job` describes it.
         """
-        apart = ("self", "settings", "wait", "request")
-        values = {name: value for name, value in locals().items() if name not in apart}
+        values = {name: value for name, value in locals().items() if name in GenerationRequest.model_fields}
         return await self._draw(joined(values, settings), wait, request)
 
     async def img2img(
