@@ -24,7 +24,7 @@ from studio.ui.forms import build_control, facts_of, fields_of, from_page, to_pa
 from tests.conftest import App, launch
 
 PROMPT = "a red circle on a blue background"
-PUBLIC = {"/txt2img", "/img2img", "/inpaint", "/models", "/schedulers", "/gallery", "/job", "/cancel"}
+PUBLIC = {"/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"}
 
 
 TEXT_FIELDS = {

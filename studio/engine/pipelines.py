@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from studio.engine.devices import Device
-from studio.errors import DeviceError, ModelError
+from studio.errors import DeviceError, InvalidRequest, ModelError
 from studio.families import FAMILIES
 from studio.records import ModelRef
 from studio.schedulers import SCHEDULERS, SIGMA_OPTIONS
@@ -55,9 +55,13 @@ class PipelineManager:
         saved = pipe.scheduler
         try:
             pipe.scheduler = build_scheduler(saved.config, request, seeds)
+            if request.vae_tiling:
+                tile_vae(pipe, model)
             yield pipe
         finally:
             pipe.scheduler = saved
+            if getattr(pipe.vae, "use_tiling", False):
+                pipe.vae.disable_tiling()
 
     def warm(self, model: ModelRef) -> None:
         """Load a model ahead of the first job that wants it."""
@@ -133,6 +137,17 @@ def build_scheduler(config: Any, request: GenerationRequest, seeds: Sequence[int
     if chosen.seeded_sigmas:
         options["noise_sampler_seed"] = list(seeds)
     return scheduler_class.from_config(config, **options)
+
+
+def tile_vae(pipe: Any, model: ModelRef) -> None:
+    """Let a pipeline's VAE, which all tasks of the model share, work in tiles.
+
+    Raises:
+        InvalidRequest: if it cannot.
+    """
+    if not hasattr(pipe.vae, "use_tiling"):
+        raise InvalidRequest("vae_tiling", f"the VAE of {model.title} cannot work in tiles; switch VAE tiling off")
+    pipe.vae.enable_tiling()
 
 
 def quiet_libraries() -> None:

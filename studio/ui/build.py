@@ -10,6 +10,7 @@ from studio.ui.generate_tab import GenerateTab
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.ui.tools_tab import build_tools_tab
+from studio.ui.upscale_panel import UpscalePanel
 
 HERE = Path(__file__).parent
 HEAD = '<div id="st-title">Studio</div>'
@@ -34,6 +35,7 @@ def build_ui(services: Services) -> gr.Blocks:
                 build_gallery_tab(tab)
             with gr.Tab(TEXT["tab.tools"], id="tools"):
                 build_tools_tab(generate, tabs)
+                UpscalePanel(services).build(page, tabs)
         Api(services).register()
     return page
 

@@ -16,6 +16,7 @@ from studio.ui.forms import build_control, fields_of, from_page, to_page
 from studio.ui.image_panel import ImagePanel
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
+from studio.ui.upscale_panel import upscaler_choices
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,11 @@ class GenerateTab:
     def _choices(self, name: str) -> list | None:
         """Return all options; a pair that cannot work is refused with the reason, so that no restored form can jam."""
         options = {"scheduler": list(SCHEDULERS), "sigmas": [(label, kind) for kind, label in SIGMA_LABELS.items()]}
+        options["hires_upscaler"] = self._upscalers()
         return options.get(name)
+
+    def _upscalers(self) -> list[tuple[str, str]]:
+        return upscaler_choices(self._services.library, drawing=True)
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
@@ -187,6 +192,7 @@ class GenerateTab:
             api_visibility="private",
         )
         page.load(lambda: gr.update(choices=self._model_choices()), outputs=[controls["model"]], **private)
+        page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
         page.load(
             None,
             inputs=boxes,
@@ -265,7 +271,9 @@ class GenerateTab:
     def form_values(self, values: dict[str, Any]) -> list[Any]:
         """Return one update a control, in the order of `controls`, for values read from a picture; the others stay."""
         known = {model.id for model in self._services.library.models() if not model.problem}
-        usable = {name: value for name, value in values.items() if name != "model" or value in known}
+        upscalers = {name for _, name in self._upscalers()}
+        wanted = {"model": known, "hires_upscaler": upscalers}
+        usable = {name: value for name, value in values.items() if name not in wanted or value in wanted[name]}
         shown = to_page(GenerationRequest, usable)
         return [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
 
