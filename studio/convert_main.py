@@ -86,15 +86,19 @@ def read(source: Path) -> Any:
     """
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise Refused("is compressed, which no checkpoint of PyTorch is; unpack it first")
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
                 raise Refused("is a TorchScript program, which is code; get the plain weights")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise Refused("is compressed, which no checkpoint of PyTorch is; unpack it first")
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = HIDDEN.search(str(error))
-        what = f"code ({next(filter(None, found.groups()))})" if found else "something that is no plain tensor"
+        what = (
+            f"code ({next(filter(None, found.groups()))})"
+            if found
+            else "something that is no plain tensor and may be code"
+        )
         raise Refused(f"holds {what}, which was not run; get the weights as .safetensors") from None
     except MemoryError:
         raise

@@ -143,6 +143,18 @@ def test_pictures_can_be_sent_to_img2img_and_inpaint(client: Client, app: App) -
         assert sentence in str(caught.value)
 
 
+def test_a_picture_is_enlarged(client: Client, app: App) -> None:
+    made = client.predict(image=as_text(Image.new("RGB", (75, 40), "blue")), scale=2.2, api_name="/upscale")
+    assert Image.open(io.BytesIO(app.get(made["images"][0]["url"]).content)).size == (165, 88)
+    for values, words in (
+        ({"scale": 1}, "scale=1 leaves"),
+        ({"upscaler": "latent"}, "only while"),
+        ({"scale": 9}, "4"),
+    ):
+        with pytest.raises(Exception, match=words):
+            client.predict(image=as_text(Image.new("RGB", (75, 40))), **values, api_name="/upscale")
+
+
 def test_lists(client: Client) -> None:
     assert "shapes" in [model["id"] for model in client.predict(api_name="/models")]
     assert "DPM++ 2M" in [scheduler["name"] for scheduler in client.predict(api_name="/schedulers")]
