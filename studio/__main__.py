@@ -1,4 +1,4 @@
-"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|convert|doctor`."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
 from studio.plot_command import add_flags
-from studio.records import ImageRecord, Job, ModelRef, PartRef
+from studio.records import ImageRecord, Job
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
@@ -70,6 +70,10 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         ("reindex", "rebuild the index from the picture files"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    convert = commands.add_parser("convert", help="make a safe copy (.safetensors) of a pickle of weights")
+    convert.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .bin")
+    convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
+    convert.add_argument("--json", action="store_true")
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine and how to mend it")
     doctor.add_argument("--json", action="store_true")
     doctor.add_argument(
@@ -224,23 +228,22 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         )
     library = Library(settings.model_folders, part_roots=settings.part_roots)
     model = library.reference(library.get(record.model.id), record.request.refiner)
-    parts = library.parts_of(record.request)
+    now = record.model_copy(update={"model": model, "parts": library.parts_of(record.request)})
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
-        made = remake(engine, record, (model, parts), blob_finder(flags.image, settings, flags.out), flags.out)
+        made = remake(engine, now, blob_finder(flags.image, settings, flags.out), flags.out)
     lines = (
         [f"model: {record.model.sha256[:12]} then, {model.sha256[:12]} now"]
         if model.sha256 != record.model.sha256
         else []
     )
-    now_parts = {(part.kind, part.id): part.sha256 for part in parts}
     lines += [
-        f"{part.kind} {part.id}: {part.sha256[:12]} then, {now_parts[part.kind, part.id][:12]} now"
-        for part in record.parts
-        if now_parts.get((part.kind, part.id)) not in (None, part.sha256)
+        f"{part.kind} {part.id}: {part.sha256[:12]} then, {found.sha256[:12]} now"
+        for part, found in zip(record.parts, now.parts, strict=False)
+        if part.sha256 != found.sha256
     ]
-    then, now = record.machine.model_dump(), engine.device.machine.model_dump()
-    lines += [f"{name}: {then[name]} then, {now[name]} now" for name in then if then[name] != now[name]]
+    was, here = record.machine.model_dump(), engine.device.machine.model_dump()
+    lines += [f"{name}: {was[name]} then, {here[name]} now" for name in was if was[name] != here[name]]
     pixels = pixel_difference(flags.image, made)
     print("\n".join([pixels, *lines] if pixels else ["identical"]))
     return DIFFERENT if pixels else DONE
@@ -264,14 +267,8 @@ def blob_finder(image: Path, settings: Settings, out: Path) -> Callable[[str, st
     return load
 
 
-def remake(
-    engine: Any,
-    record: ImageRecord,
-    found: tuple[ModelRef, tuple[PartRef, ...]],
-    load_image: Callable[[str, str], "Image.Image"],
-    out: Path,
-) -> Path:
-    """Make a record's picture again, with the models found now, in the group that it was made in; return its path."""
+def remake(engine: Any, record: ImageRecord, load_image: Callable[[str, str], "Image.Image"], out: Path) -> Path:
+    """Make a record's picture again, with its model and parts, in the group that it was made in; return its path."""
     from studio.engine.engine import Watch
     from studio.store.gallery import save_picture
     from studio.store.jobs import new_job_id
@@ -288,7 +285,7 @@ def remake(
             made.append(save_picture(out, new.id, png, new))
         return ""
 
-    job = Job(id=new_job_id(), request=group, model=found[0], parts=found[1])
+    job = Job(id=new_job_id(), request=group, model=record.model, parts=record.parts)
     engine.generate(job, load_image, commit, Watch(lambda event: None, lambda: ""))
     return made[0]
 
@@ -359,6 +356,16 @@ def reindex(settings: Settings, flags: argparse.Namespace) -> int:
     return DONE
 
 
+def convert(settings: Settings, flags: argparse.Namespace) -> int:
+    """`convert`: a safe copy of a pickle of weights."""
+    from studio.convert import convert as make_copy
+
+    number = make_copy(flags.source, flags.target)
+    answer = {"path": str(flags.target), "tensors": number}
+    print(json.dumps(answer) if flags.json else f"{flags.target}: {number} tensors")
+    return DONE
+
+
 def doctor(settings: Settings, flags: argparse.Namespace) -> int:
     """`doctor`: findings about this machine, and a bundle for bug reports."""
     from studio.doctor import examine, write_bundle
@@ -377,7 +384,7 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
     return DONE if all(finding.ok for finding in findings) else FAILED
 
 
-COMMANDS = {c.__name__: c for c in (generate, xyz, replay, models, schedulers, families, reindex, doctor)}
+COMMANDS = {c.__name__: c for c in (generate, xyz, replay, models, schedulers, families, reindex, convert, doctor)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """How a parameter is declared: once, with its range, its words for the page, and its place there."""
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,3 +29,8 @@ def extension(side: str) -> Any:
         else f"Outpaint: pixels to add at the {side}."
     )
     return control(f"Extend {side}", "outpaint", help_text, ge=0, le=EXTEND_MAX, multiple_of=SIZE_STEP, step=8)
+
+
+def least_strength(steps: int) -> float:
+    """Return the smallest strength, to three digits, that leaves a step of `steps`."""
+    return math.ceil(1000 / steps) / 1000

@@ -31,6 +31,7 @@ KINDS = {
     ),
     "t2i_adapter": PartKind("T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}),
     "ip_adapter": PartKind("IP-Adapter", "controlnets", {}),
+    "upscaler": PartKind("upscaler", "upscalers", {}),
 }
 UNIT_KINDS = {"controls": "controlnet", "t2i_adapters": "t2i_adapter", "ip_adapters": "ip_adapter"}
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ValidationError, field_validator, model_validator
 
 from studio.errors import InvalidRequest, first_problem
-from studio.fields import SIZE_STEP, Frozen, control, extension
+from studio.fields import SIZE_STEP, Frozen, control, extension, least_strength
 from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
 from studio.units import ControlSpec, IPAdapterSpec, T2IAdapterSpec, units_problem
+from studio.upscalers import check_enlarging, check_second_pass
 
 SEED_MAX = 2**32 - 1
 PROMPT_MAX = 20_000
@@ -23,7 +24,6 @@ TEXT2IMAGE, IMAGE2IMAGE, INPAINT = "text2image", "image2image", "inpaint"
 
 ResizeMode = Literal["stretch", "crop", "fill"]
 MaskedContent = Literal["original", "fill", "latent noise", "latent nothing"]
-HiresUpscaler = Literal["latent", "lanczos"]
 RESIZE_LABELS: dict[ResizeMode, str] = {
     "stretch": "Just resize",
     "crop": "Crop and resize",
@@ -144,7 +144,7 @@ class GenerationRequest(Frozen):
         float, control("Upscale by", "hires", "Size of the second pass; 1 is no second pass.", ge=1, le=4, step=0.05)
     ] = 1.0
     hires_upscaler: Annotated[
-        HiresUpscaler, control("Upscaler", "hires", "Latent invents more, Lanczos keeps more.")
+        str, control("Upscaler", "hires", "Latent invents more, Lanczos and models keep more.", max_length=300)
     ] = "latent"
     hires_steps: Annotated[
         int, control("Hires steps", "hires", "0: as many as the first pass.", ge=0, le=150, step=1)
@@ -229,6 +229,10 @@ class GenerationRequest(Frozen):
             shown_offset=1,
         ),
     ] = 0
+    vae_tiling: Annotated[
+        bool,
+        control("VAE tiling", "more", "Decode in tiles: large pictures need less memory; it changes them a little."),
+    ] = False
 
     @field_validator(
         "num_inference_steps",
@@ -308,7 +312,9 @@ class GenerationRequest(Frozen):
         """Refuse what the pipelines of a task cannot do."""
         if self.task != TEXT2IMAGE:
             for name in ("variation_strength", "hires_scale", "guidance_rescale"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if name == "hires_scale" and self.only_enlarges:
+                    check_enlarging(self)
+                elif getattr(self, name) != type(self).model_fields[name].default:
                     raise InvalidRequest(name, f"{name} works only without an image; set it back, or remove the image")
         interval = (self.guidance_start, self.guidance_end)
         if self.guidance_start >= self.guidance_end:
@@ -320,17 +326,8 @@ class GenerationRequest(Frozen):
             raise InvalidRequest(
                 "guidance_start", "CFG from and until do not work with inpainting; set them to 0 and 1"
             )
-        steps = self.hires_steps or self.num_inference_steps
-        if self.hires_scale > 1 and steps and self.hires_strength * steps < 1:
-            raise InvalidRequest(
-                "hires_strength",
-                f"hires_strength={self.hires_strength:g} leaves none of {steps} steps; use at least {least_strength(steps):g}",
-            )
-        if self.hires_scale > 1 and max(self.hires_size) > SIZE_MAX:
-            raise InvalidRequest(
-                "hires_scale",
-                f"hires_scale={self.hires_scale:g} makes {max(self.hires_size)} pixels; at most {SIZE_MAX}",
-            )
+        if self.hires_scale > 1 and not self.only_enlarges:
+            check_second_pass(self, SIZE_MAX)
         return self
 
     @property
@@ -345,6 +342,11 @@ class GenerationRequest(Frozen):
             round((side or 0) * self.hires_scale / SIZE_STEP) * SIZE_STEP for side in (self.width, self.height)
         )
         return width, height
+
+    @property
+    def only_enlarges(self) -> bool:
+        """Whether no model draws: the image stays as it is, and `hires_upscaler` makes it larger."""
+        return self.task == IMAGE2IMAGE and self.strength == 0 and self.hires_scale > 1
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -363,11 +365,6 @@ class GenerationRequest(Frozen):
         if self.image is None:
             return TEXT2IMAGE
         return INPAINT if self.mask_image is not None or any(self.extensions) else IMAGE2IMAGE
-
-
-def least_strength(steps: int) -> float:
-    """Return the smallest strength, to three digits, that leaves a step of `steps`."""
-    return math.ceil(1000 / steps) / 1000
 
 
 EXTENSIONS = ("extend_left", "extend_right", "extend_top", "extend_bottom")

@@ -27,7 +27,7 @@ from tests.conftest import App, launch
 
 PROMPT = "a red circle on a blue background"
 PUBLIC = {
-    *("/txt2img", "/img2img", "/inpaint", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
+    *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
     *("/preprocess", "/preprocessors", "/vae_check"),
 }
 
@@ -184,6 +184,18 @@ def test_units_preprocessors_and_the_vae_check(client: Client, app: App) -> None
         assert Image.open(io.BytesIO(app.get(url).content)).size == (128, 128)
     assert app.get("/studio/tool/../../studio.db").status_code == 404
     assert app.get("/studio/tool/" + "0" * 32).status_code == 404
+
+
+def test_a_picture_is_enlarged(client: Client, app: App) -> None:
+    made = client.predict(image=as_text(Image.new("RGB", (75, 40), "blue")), scale=2.2, api_name="/upscale")
+    assert Image.open(io.BytesIO(app.get(made["images"][0]["url"]).content)).size == (165, 88)
+    for values, words in (
+        ({"scale": 1}, "scale=1 leaves"),
+        ({"upscaler": "latent"}, "only while"),
+        ({"scale": 9}, "4"),
+    ):
+        with pytest.raises(Exception, match=words):
+            client.predict(image=as_text(Image.new("RGB", (75, 40))), **values, api_name="/upscale")
 
 
 def test_lists(client: Client) -> None:

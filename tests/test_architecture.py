@@ -9,7 +9,7 @@ import pytest
 
 from studio.settings import ROOT
 
-HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "controlnet_aux"}
+HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "controlnet_aux", "spandrel"}
 PURE = {
     "spec",
     "events",
@@ -26,6 +26,7 @@ PURE = {
     "records",
     "units",
     "parts",
+    "upscalers",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),
@@ -36,6 +37,10 @@ RULES = {  # a room may import from `studio` only these rooms, and never these l
     "trainers": (PURE | {"engine", "store"}, {"gradio", "starlette"}),
 }
 BANNED_CALLS = {"eval", "exec", "os.system", "yaml.load", "torch.load", "pickle.load", "pickle.loads", "gr.load"}
+
+ALLOWED = {
+    "studio.convert_main": {"torch.load"}
+}  # the child of `convert`: opening a pickle, under limits, is all it is for
 
 
 def modules() -> dict[str, Path]:
@@ -110,7 +115,8 @@ def test_bans(module: str) -> None:
     for node in ast.walk(tree):
         assert not isinstance(node, ast.Global), f"{module}: global"
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in BANNED_CALLS, f"{module}:{node.lineno} {ast.unparse(node.func)}"
+            banned = BANNED_CALLS - ALLOWED.get(module, set())
+            assert ast.unparse(node.func) not in banned, f"{module}:{node.lineno} {ast.unparse(node.func)}"
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
                 assert (keyword.arg, value) not in {("shell", "True"), ("trust_remote_code", "True")}, (

@@ -30,6 +30,7 @@ from studio.engine.previews import encode_png
 from studio.engine.prompts import encode_prompts
 from studio.engine.tasks import LoadImage, Start, told_size
 from studio.engine.units import Units
+from studio.engine.upscale import enlarge
 from studio.engine.vae_check import check_vae
 from studio.errors import DeviceError, ModelError
 from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
@@ -37,6 +38,7 @@ from studio.families import FAMILIES
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, TEXT2IMAGE
 from studio.tools import PreprocessCall, ToolCall
+from studio.upscalers import LATENT, enlarged_size
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +169,7 @@ class Engine:
         request, (start, _) = job.request, given
         watch.check()
         if start.unchanged is not None:
-            return np.stack([start.unchanged] * len(seeds))
+            return self._kept(job, start.unchanged, first, len(seeds), watch)
         steps = Steps(
             lambda step, total: watch.report(job, first, step, total),
             preview_event(job.id, watch.save_preview, watch.emit) if watch.save_preview else None,
@@ -189,6 +191,30 @@ class Engine:
             )
         return start.finish(to_pixels(made))
 
+    def _kept(self, job: Job, picture: np.ndarray, first: int, number: int, watch: Watch) -> np.ndarray:
+        """Return a picture (H, W, 3) that no model changes `number` times, larger if that is asked for."""
+
+        def told(step: int, steps: int) -> None:
+            watch.report(job, first, step, steps)
+            watch.check()
+
+        if job.request.only_enlarges:
+            size = enlarged_size(picture.shape[1], picture.shape[0], job.request.hires_scale)
+            picture = self._enlarge(job, picture, size, told)
+        return np.broadcast_to(picture, (number, *picture.shape))
+
+    def _enlarge(
+        self, job: Job, picture: np.ndarray, size: tuple[int, int], told: Callable[[int, int], None]
+    ) -> np.ndarray:
+        """Bring a picture (H, W, 3) to a size with the job's upscaler."""
+        part = next((part for part in job.parts if part.kind == "upscaler"), None)
+        try:
+            return enlarge(picture, *size, self.parts.get(part) if part else None, told)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{self.device.title} has too little memory for {job.request.hires_upscaler}; choose a smaller upscaler"
+            ) from error
+
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
         """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
         request, (start, units), family = job.request, given, FAMILIES[job.model.family]
@@ -200,7 +226,7 @@ class Engine:
             more = start.arguments(pipe, seeds)
             if request.task == TEXT2IMAGE and request.variation_strength:
                 more["latents"] = mixed_noise(pipe, request, first, generators)
-            if hires and request.hires_upscaler == "latent":
+            if hires and request.hires_upscaler == LATENT:
                 more["output_type"] = "latent"
             later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
             if job.model.refiner:
@@ -218,7 +244,8 @@ class Engine:
         if not hires:
             return made
         with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
-            image = enlarged(pipe, made, request)
+            size = request.hires_size
+            image = enlarged(pipe, made, request, lambda one: self._enlarge(job, one, size, lambda *_: steps.check()))
             steps.begin()
             more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
             more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}

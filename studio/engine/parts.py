@@ -1,4 +1,4 @@
-"""PartManager: loads ControlNets and adapters, keeps the last ones used."""
+"""PartManager: loads ControlNets, adapters and upscalers, keeps the last ones used."""
 
 import gc
 import importlib
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from studio.engine.devices import Device
 from studio.engine.pipelines import first_line, quiet_libraries
+from studio.engine.upscale import load_upscaler
 from studio.errors import DeviceError, ModelError
 from studio.parts import KINDS
 from studio.records import PartRef
@@ -99,4 +100,5 @@ LOADERS: dict[str, Callable[[Path, Device], Any]] = {
     "controlnet": _load_network,
     "t2i_adapter": _load_network,
     "ip_adapter": _load_ip_adapter,
+    "upscaler": load_upscaler,
 }

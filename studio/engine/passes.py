@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from studio.engine.canvas import fit
 from studio.engine.latents import decode_latents, denoiser, encode_picture, noise_shape, packed, unpacked
 from studio.engine.previews import noise_scale, preview_png
 from studio.engine.prompts import Prompts
@@ -15,6 +14,7 @@ from studio.errors import InvalidRequest
 from studio.events import Preview
 from studio.families import ModelFamily
 from studio.spec import GenerationRequest
+from studio.upscalers import LATENT
 
 
 class Steps:
@@ -34,7 +34,7 @@ class Steps:
         check: Callable[[], None],
         factors: Any,
     ) -> None:
-        self._report, self._preview, self._check, self._factors = report, preview, check, factors
+        self._report, self._preview, self.check, self._factors = report, preview, check, factors
         self._before = self._now = 0
         self._later = 0.0
 
@@ -51,7 +51,7 @@ class Steps:
                 self._before + self._now, preview_png(latents, self._factors, noise_scale(pipe.scheduler, step))
             )
         self._report(self._before + self._now, total)
-        self._check()
+        self.check()
 
 
 def run_pass(
@@ -180,19 +180,22 @@ def second_steps(request: GenerationRequest, noise: str) -> int:
     return again - int(again - part) if noise == "flow" else int(part)
 
 
-def enlarged(pipe: Any, made: torch.Tensor, request: GenerationRequest) -> torch.Tensor:
+def enlarged(
+    pipe: Any, made: torch.Tensor, request: GenerationRequest, enlarge: Callable[[np.ndarray], np.ndarray]
+) -> torch.Tensor:
     """Turn the first pass's result into the latents that the second starts from, (B, C, h, w).
 
     Args:
         pipe: of the second pass.
         made: latents for the `latent` upscaler, else pictures (B, 3, H, W) in [0, 1].
         request: names the upscaler and the size.
+        enlarge: brings a picture (H, W, 3) to that size, for any other upscaler.
     """
-    width, height = request.hires_size
-    if request.hires_upscaler == "latent":
+    if request.hires_upscaler == LATENT:
+        width, height = request.hires_size
         size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
         return torch.nn.functional.interpolate(made, size=size, mode="bilinear", antialias=True)
-    return torch.cat([encode_picture(pipe, fit(one, width, height, "stretch")) for one in to_pixels(made)])
+    return torch.cat([encode_picture(pipe, enlarge(one)) for one in to_pixels(made)])
 
 
 def to_pixels(made: torch.Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 
 from studio.engine.devices import Device
 from studio.engine.latents import denoiser
-from studio.errors import DeviceError, ModelError
+from studio.errors import DeviceError, InvalidRequest, ModelError
 from studio.families import FAMILIES, pipelines_of
 from studio.records import ModelRef
 from studio.schedulers import SCHEDULERS, SIGMA_OPTIONS
@@ -59,11 +59,15 @@ class PipelineManager:
         processors = dict(network.attn_processors) if request.pag_scale else None
         try:
             pipe.scheduler = build_scheduler(saved.config, request, seeds)
+            if request.vae_tiling:
+                tile_vae(pipe, model)
             yield pipe
         finally:
             pipe.scheduler = saved
             if processors is not None:  # the pipeline puts them back itself, unless it is interrupted
                 network.set_attn_processor(processors)
+            if getattr(pipe.vae, "use_tiling", False):
+                pipe.vae.disable_tiling()
 
     def warm(self, model: ModelRef) -> None:
         """Load a model ahead of the first job that wants it."""
@@ -155,6 +159,17 @@ def build_scheduler(config: Any, request: GenerationRequest, seeds: Sequence[int
     if chosen.seeded_sigmas:
         options["noise_sampler_seed"] = list(seeds)
     return scheduler_class.from_config(config, **options)
+
+
+def tile_vae(pipe: Any, model: ModelRef) -> None:
+    """Let a pipeline's VAE, which all tasks of the model share, work in tiles.
+
+    Raises:
+        InvalidRequest: if it cannot.
+    """
+    if not hasattr(pipe.vae, "use_tiling"):
+        raise InvalidRequest("vae_tiling", f"the VAE of {model.title} cannot work in tiles; switch VAE tiling off")
+    pipe.vae.enable_tiling()
 
 
 def quiet_libraries() -> None:

@@ -38,9 +38,12 @@ class Start:
         self._latents: dict[str, torch.Tensor] = {}
         if request.image is None:
             return
+        picture = flatten(load_image(request.image, "image"))
+        if request.only_enlarges and request.width is None:
+            self.picture = picture
+            return
         assert request.width is not None
         assert request.height is not None
-        picture = flatten(load_image(request.image, "image"))
         if request.task == IMAGE2IMAGE:
             self.picture = fit(picture, request.width, request.height, request.resize_mode)
             return

@@ -1,6 +1,7 @@
 """Headers of model files: read without torch, judged before anything is loaded."""
 
 import json
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,14 @@ from typing import Any
 from studio.errors import ModelError
 
 HEADER_MAX = 100_000_000
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def pickle_cure(path: Path) -> str:
+    """Say how a pickle becomes a file that can be used."""
+    stem = "model" if path.stem == "pytorch_model" else path.stem  # transformers' names of the two
+    paths = shlex.join(map(str, (path, path.with_name(f"{stem}.safetensors"))))
+    return f"make a safe copy with: python -m studio convert {paths}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

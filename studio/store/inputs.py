@@ -9,6 +9,7 @@ from studio.fields import SIZE_STEP
 from studio.spec import SIZE_MAX, GenerationRequest
 from studio.store.blobs import BlobStore, is_reference
 from studio.units import pictures_of, with_pictures
+from studio.upscalers import check_enlarging
 
 SIDE_MIN = 64
 
@@ -34,15 +35,18 @@ def take_inputs(request: GenerationRequest, blobs: BlobStore, base: Path) -> Gen
 
 
 def canvas_size(request: GenerationRequest, blobs: BlobStore) -> tuple[int, int] | None:
-    """Return the size that a request's picture asks for by itself, None without one.
+    """Return the size that a request's picture asks for by itself; None without one, or if it is only enlarged as it is.
 
     Raises:
-        InvalidRequest: if the mask has another size, or leaves nothing to draw.
+        InvalidRequest: if the mask has another size, or leaves nothing to draw, or an enlarged picture would be too large.
     """
     if request.image is None:
         return None
     with blobs.open(request.image, "image") as image:
         width, height = image.size
+    if request.only_enlarges and request.width is None and request.height is None:
+        check_enlarging(request, (width, height))
+        return None
     if request.mask_image is not None:
         with blobs.open(request.mask_image, "mask_image") as mask:
             if mask.size != (width, height):

@@ -13,11 +13,10 @@ from studio.records import ModelRef, PartRef
 from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
 from studio.spec import GenerationRequest, fill_defaults, parse_request
 from studio.store.hashes import Hashes
-from studio.store.headers import read_json, safetensors_problem
+from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_problem
 from studio.store.index import Database
 from studio.store.parts import PartLibrary
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 WEIGHTS = (".safetensors", *PICKLES)
 DEPTH = 3
 
@@ -127,7 +126,10 @@ class Library:
             raise InvalidRequest("model", f"model={model.id!r}: {problem}")
         step = FAMILIES[model.family].size_step
         own = {name: side // step * step for name, side in zip(("width", "height"), size or (), strict=bool(size))}
-        filled = fill_defaults(request, model.defaults | own, seed)
+        defaults = model.defaults | own
+        if request.only_enlarges and own == {}:  # the picture's own size counts, whatever it is
+            defaults = {name: value for name, value in defaults.items() if name not in ("width", "height")}
+        filled = fill_defaults(request, defaults, seed)
         assert filled.scheduler is not None
         if problem := scheduler_problem(filled.scheduler, filled.sigmas or "automatic", model.noise):
             raise InvalidRequest("scheduler", problem)
@@ -253,7 +255,10 @@ def check_weights(folder: Path, index: dict[str, Any]) -> None:
         files = [path for path in (folder / part).iterdir() if path.suffix.lower() in WEIGHTS]
         safe = [path for path in files if path.suffix == ".safetensors"]
         if not safe and files:
-            raise ModelError(f"{part}/{files[0].name} is a pickle, which can run code; get the model as .safetensors")
+            raise ModelError(
+                f"{part}/{files[0].name} is a pickle, which can run code; get the model as .safetensors, "
+                f"or {pickle_cure(files[0])}"
+            )
         if not safe and part != "scheduler":
             raise ModelError(f"{part} has no weights (.safetensors); copy the model folder again")
         for path in safe:

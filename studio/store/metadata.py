@@ -19,6 +19,7 @@ from studio.schedulers import SIGMA_LABELS, canonical
 from studio.settings import VERSION
 from studio.spec import INPAINT, SEED_MAX, TEXT2IMAGE, GenerationRequest
 from studio.units import MODE_LABELS
+from studio.upscalers import upscaler_label, upscaler_name
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
@@ -75,7 +76,7 @@ def to_parameters(record: ImageRecord) -> str:
         "Schedule type": SIGMA_LABELS[request.sigmas or "automatic"],
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": record.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": f"{request.width}x{request.height}" if request.width else None,
         "Model hash": record.model.sha256[:10],
         "Model": record.model.id,
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
@@ -101,11 +102,14 @@ def _variation_facts(request: GenerationRequest, index: int) -> dict[str, object
     if request.variation_strength:
         facts["Variation seed"] = request.variation_seed + index
         facts["Variation seed strength"] = f"{request.variation_strength:g}"
-    if request.hires_scale > 1:
+    if request.only_enlarges:
+        facts["Postprocess upscale by"] = f"{request.hires_scale:g}"
+        facts["Postprocess upscaler"] = request.hires_upscaler
+    elif request.hires_scale > 1:
         facts["Denoising strength"] = f"{request.hires_strength:g}"
         facts["Hires upscale"] = f"{request.hires_scale:g}"
         facts["Hires steps"] = request.hires_steps or None
-        facts["Hires upscaler"] = request.hires_upscaler.capitalize()
+        facts["Hires upscaler"] = upscaler_label(request.hires_upscaler)
     return facts
 
 
@@ -227,6 +231,7 @@ def from_parameters(text: str) -> Found:
         ("CFG Rescale phi", "guidance_rescale", float),
         ("Hires upscale", "hires_scale", float),
         ("Hires steps", "hires_steps", int),
+        ("Hires upscaler", "hires_upscaler", upscaler_name),
         ("Clip skip", "clip_skip", lambda value: int(value) - 1),
     ):
         if key in facts:

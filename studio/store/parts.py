@@ -11,9 +11,11 @@ from studio.parts import KINDS, UNIT_KINDS, Part, shape_problem
 from studio.records import PartRef
 from studio.spec import GenerationRequest
 from studio.store.hashes import Hashes
-from studio.store.headers import read_json, safetensors_header, safetensors_problem
+from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_header, safetensors_problem
+from studio.upscalers import BUILT_IN, uses_model
 
 DEPTH = 2
+CONVOLUTION = 4  # dimensions of its weight: every upscaler has one
 
 
 class PartLibrary:
@@ -33,7 +35,7 @@ class PartLibrary:
         for root in self.roots:
             folder = root / KINDS[kind].folder
             for path in sorted(_entries(folder)) if folder.is_dir() else ():
-                name = path.relative_to(folder).as_posix()
+                name = path.relative_to(folder).as_posix().removesuffix(".safetensors")
                 if name not in found and (part := READERS[kind](kind, name, path)):
                     found[name] = part
         return list(found.values())
@@ -45,8 +47,11 @@ class PartLibrary:
             InvalidRequest: if there is none of this name, or it cannot be used.
         """
         parts = {part.id: part for part in self.parts(kind)}
+        pickled = [part.id for part in parts.values() if part.problem and part.path.stem == part_id]
+        part_id = pickled[0] if pickled and part_id not in parts else part_id
         if part_id not in parts:
-            names = ", ".join(part.id for part in parts.values() if not part.problem) or "none"
+            built_in = BUILT_IN if kind == "upscaler" else ()
+            names = ", ".join([*built_in, *(part.id for part in parts.values() if not part.problem)]) or "none"
             place = self.roots[-1] / KINDS[kind].folder if self.roots else KINDS[kind].folder
             raise InvalidRequest(field, f"{field}={part_id!r} is no {KINDS[kind].title} in {place}; there is: {names}")
         if problem := parts[part_id].problem:
@@ -79,6 +84,9 @@ class PartLibrary:
                         field, f"{field}={unit.model!r} does not fit model={request.model!r}: {problem}"
                     )
                 found[kind, part.id] = self.reference(part)
+        if uses_model(request):
+            part = self.get("upscaler", request.hires_upscaler, "hires_upscaler")
+            found["upscaler", part.id] = self.reference(part)
         return tuple(found.values())
 
 
@@ -91,6 +99,7 @@ def _entries(folder: Path) -> list[Path]:
         ]
         found += [path.parent for path in folder.glob("*/" * depth + "image_encoder")]
         found += [path for path in folder.glob("*/" * (depth - 1) + "*.safetensors") if path.parent == folder]
+    found += [path for path in folder.glob("*.*") if path.suffix.lower() in PICKLES]
     return list(dict.fromkeys(found))
 
 
@@ -149,9 +158,26 @@ def _read_ip_adapter(kind: str, name: str, path: Path) -> Part | None:
     return Part(kind, name, path, {"cross_attention_dim": first[1]})
 
 
+def _read_upscaler(kind: str, name: str, path: Path) -> Part | None:
+    """Read a file of an upscaler's weights; which network it is shows when it is loaded."""
+    if not path.is_file():
+        return None
+    if path.suffix.lower() in PICKLES:
+        return Part(kind, name, path, {}, problem=f"it is a pickle, which can run code; {pickle_cure(path)}")
+    if problem := safetensors_problem(path):
+        return Part(kind, name, path, {}, problem=f"{path.name} {problem}; copy the file again")
+    if name in BUILT_IN:
+        return Part(kind, name, path, {}, problem="its name is that of a built-in one; give the file another name")
+    entries = [entry for key, entry in safetensors_header(path).items() if key != "__metadata__"]
+    if not any(len(entry.get("shape", ())) == CONVOLUTION for entry in entries):
+        return Part(kind, name, path, {}, problem=f"{path.name} holds no image network; copy an upscaler's file")
+    return Part(kind, name, path, {})
+
+
 Reader = Callable[[str, str, Path], Part | None]
 READERS: dict[str, Reader] = {
     "controlnet": _read_folder,
     "t2i_adapter": _read_folder,
     "ip_adapter": _read_ip_adapter,
+    "upscaler": _read_upscaler,
 }

@@ -15,11 +15,12 @@ from studio.errors import InvalidRequest, StudioError
 from studio.preprocessors import PREPROCESSORS, option_values, weights_present
 from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
-from studio.spec import GenerationRequest, HiresUpscaler, parse_request
+from studio.spec import GenerationRequest, parse_request
 from studio.store.blobs import is_reference
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.tools import PreprocessCall, VaeCheckCall
 from studio.ui.services import Services
+from studio.ui.upscale_panel import enlarging
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 
 WAIT = 600.0  # seconds that `txt2img` waits for its pictures
@@ -41,6 +42,7 @@ class Api:
             self.preprocess,
             self.preprocessors,
             self.vae_check,
+            self.upscale,
             self.models,
             self.schedulers,
             self.gallery,
@@ -73,12 +75,13 @@ class Api:
         variation_seed: int = -1,
         variation_strength: float = 0.0,
         hires_scale: float = 1.0,
-        hires_upscaler: HiresUpscaler = "latent",
+        hires_upscaler: str = "latent",
         hires_steps: int = 0,
         hires_strength: float = 0.7,
         eta: float = 0.0,
         clip_skip: int = 0,
         settings: dict[str, Any] | None = None,
+        vae_tiling: bool = False,
         wait: bool = True,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> dict[str, Any]:
@@ -107,12 +110,13 @@ class Api:
             variation_seed: noise to mix in; -1 is random.
             variation_strength: how much of it, 0 to 1.
             hires_scale: size of a second pass, 1 (none) to 4 times.
-            hires_upscaler: how the first pass is enlarged.
+            hires_upscaler: how the first pass is enlarged: `latent`, `lanczos` or the name of an upscaler model.
             hires_steps: of the second pass; 0 is as many as the first.
             hires_strength: how much the second pass may change.
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
             settings: `controls`, `t2i_adapters`, `ip_adapters`: lists of units; their pictures as base64 or `blob:…`.
+            vae_tiling: decode in tiles: less memory for large pictures, which change a little.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
 
         Returns:
@@ -170,6 +174,27 @@ class Api:
         """
         given = {"image": image, "mask_image": mask_image, "prompt": prompt, "strength": strength}
         return await self._draw(joined(given, settings), wait, request)
+
+    async def upscale(
+        self,
+        image: str,
+        scale: float = 2.0,
+        upscaler: str = "lanczos",
+        wait: bool = True,
+        request: gr.Request = None,  # pyright: ignore[reportArgumentType]
+    ) -> dict[str, Any]:
+        """Enlarge a finished picture; nothing is drawn anew.
+
+        Args:
+            image: a picture file as base64, or a reference `blob:…`.
+            scale: how many times as wide and high, more than 1 to 4; at most 8192 pixels a side and 64 million in all.
+            upscaler: `lanczos`, or the name of an upscaler model.
+            wait: see `txt2img`.
+
+        Returns:
+            The job as `job` describes it.
+        """
+        return await self._draw(enlarging(image, scale, upscaler), wait, request)
 
     async def _draw(self, values: dict[str, Any], wait: bool, request: gr.Request | None) -> dict[str, Any]:
         """Submit a request and wait for its pictures if that is wanted."""

@@ -11,6 +11,7 @@ from studio.ui.plot_panel import PlotPanel
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.ui.tools_tab import build_tools_tab
+from studio.ui.upscale_panel import UpscalePanel
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "plots.js")
@@ -37,6 +38,7 @@ def build_ui(services: Services) -> gr.Blocks:
             with gr.Tab(TEXT["tab.tools"], id="tools") as tab:
                 build_tools_tab(generate, tabs)
                 PlotPanel(services, generate).build(tab)
+                UpscalePanel(services).build(page, tabs)
         Api(services).register()
     return page
 

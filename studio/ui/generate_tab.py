@@ -17,6 +17,7 @@ from studio.ui.forms import build_control, fields_of, from_page, to_page
 from studio.ui.image_panel import ImagePanel
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
+from studio.ui.upscale_panel import upscaler_choices
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,11 @@ class GenerateTab:
     def _choices(self, name: str) -> list | None:
         """Return all options; a pair that cannot work is refused with the reason, so that no restored form can jam."""
         options = {"scheduler": list(SCHEDULERS), "sigmas": [(label, kind) for kind, label in SIGMA_LABELS.items()]}
+        options["hires_upscaler"] = self._upscalers()
         return options.get(name)
+
+    def _upscalers(self) -> list[tuple[str, str]]:
+        return upscaler_choices(self._services.library, drawing=True)
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
@@ -196,6 +201,7 @@ class GenerateTab:
         )
         page.load(lambda: gr.update(choices=self._model_choices()), outputs=[controls["model"]], **private)
         page.load(self.control.use_model, [controls["model"], *self.control.models], self.control.targets, **private)
+        page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
         page.load(
             None,
             inputs=boxes,
@@ -299,7 +305,9 @@ class GenerateTab:
             pictures: whether to open the pictures that it names; a stranger's file may name them, but opens none.
         """
         known = {model.id for model in self._services.library.models() if not model.problem}
-        usable = {name: value for name, value in values.items() if name != "model" or value in known}
+        upscalers = {name for _, name in self._upscalers()}
+        wanted = {"model": known, "hires_upscaler": upscalers}
+        usable = {name: value for name, value in values.items() if name not in wanted or value in wanted[name]}
         shown = to_page(GenerationRequest, usable)
         updates = [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
         images, notes = self.image.shown(values if pictures else {})

@@ -128,7 +128,7 @@ window.studio = (() => {
       picture.src = source;
       picture.alt = job.prompt;
       picture.classList.toggle("st-preview", source.includes("/preview/"));
-      picture.style.aspectRatio = `${job.width} / ${job.height}`;
+      picture.style.aspectRatio = job.width ? `${job.width} / ${job.height}` : "";
     }
     picture.hidden = !source;
     stage.dataset.job = job?.id || "";
@@ -165,6 +165,7 @@ window.studio = (() => {
     if (shown && !drawing) {
       list.push(el("a", { class: "st-button", text: "Download", title: "Save the PNG with all its settings inside", href: url("image/" + shown), download: shown + ".png" }));
       list.push(button("Send to img2img", "Start the next picture from this one", () => startFrom(shown)));
+      list.push(button("Send to Upscale", "Make this picture larger", () => enlarge(shown)));
       list.push(button("Reuse settings", "Put all settings of this picture into the form", () => restore(shown)));
       list.push(button("Details", "Show all that is known about this picture", () => details(shown, $("#st-details"))));
     }
@@ -189,6 +190,11 @@ window.studio = (() => {
   function startFrom(id) {
     pending = id;
     $("#st-to-image").click();
+  }
+
+  function enlarge(id) {
+    pending = id;
+    $("#st-to-upscale").click();
   }
 
   function restore(id) {

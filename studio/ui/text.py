@@ -83,6 +83,10 @@ TEXT = {
     "tools.info": "PNG Info: drop a picture to read how it was made (Studio, A1111 and ComfyUI files).",
     "tools.nothing": "This picture does not say how it was made.",
     "tools.send": "Send to Generate",
+    "upscale.info": "Upscale: make a finished picture larger, without drawing anything anew.",
+    "upscale.picture": "Picture to enlarge",
+    "upscale.models": "Lanczos is always there; .safetensors files in `models/upscalers` appear at the next page load.",
+    "upscale.run": "Upscale",
 }
 
 EXAMPLES = (
