@@ -93,10 +93,11 @@ class GenerationRequest(Frozen):
     ] = 0.0
     refiner: Annotated[
         str | None,
-        control("Refiner", "refiner", "Model that draws the last steps; SDXL.", max_length=300, shown=False),
+        control("Refiner", "refiner", "Model that draws the last steps; SDXL.", max_length=300),
     ] = None
     refiner_start: Annotated[
-        float, control("Switch at", "refiner", "Part of the noise that the first model removes.", ge=0.05, le=0.95)
+        float,
+        control("Switch at", "refiner", "Part of the noise that the first model removes.", ge=0.05, le=0.95, step=0.05),
     ] = 0.8
     seed: Annotated[
         int,
@@ -258,6 +259,12 @@ class GenerationRequest(Frozen):
         if isinstance(value, bool):
             raise ValueError(f"{value} is not a number")
         return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+
+    @field_validator("refiner", mode="before")
+    @classmethod
+    def no_refiner(cls, value: Any) -> Any:
+        """Take "", what a dropdown sends, for none."""
+        return value or None
 
     @field_validator("scheduler")
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from studio.store.metadata import read_picture
 from tests.conftest import App, launch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -253,3 +254,32 @@ def test_a_lost_server_is_told_and_found_again(chrome: Any, tmp_path: Path) -> N
     tab.wait_for_selector("#st-offline[hidden]", state="attached", timeout=30_000)
     tab.close()
     second.stop()
+
+
+def test_a_picture_follows_another_one(page: Any, app: App, tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    shape = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(shape).rectangle((20, 40, 108, 90), fill="black")
+    shape.save(tmp_path / "shape.png")
+    fill(page, "a red square on a blue background")
+    before = source(page)
+    page.click("#group-control button")
+    page.wait_for_selector("#field-unit0-image input[type=file]", state="attached", timeout=30_000)
+    page.wait_for_timeout(1_000)  # the accordion's controls arrive one by one
+    page.set_input_files("#field-unit0-image input[type=file]", str(tmp_path / "shape.png"))
+    page.wait_for_selector("#field-unit0-image img", timeout=30_000)
+    page.click("#field-unit0-model input")
+    page.get_by_role("option", name="shapes-canny · ControlNet").click()
+    page.wait_for_function(
+        "() => document.querySelector('#field-unit0-preprocessor input').value === 'Canny'", timeout=30_000
+    )
+    page.get_by_role("button", name="Preview").first.click()
+    page.wait_for_selector(".st-map img", timeout=60_000)
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    page.click("#st-generate")
+    identity = finished_picture(page, before).rsplit("/", 1)[1]
+    (path,) = (app.data / "images").rglob(f"{identity}.png")
+    record = read_picture(path).record
+    assert record
+    assert [(unit.model, unit.preprocessor) for unit in record.request.controls] == [("shapes-canny", "canny")]

@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.shapes.judge import judge
+from benchmarks.shapes.replace import replaced, shares
 from studio.engine.devices import Device
 from studio.engine.engine import Watch
 from studio.engine.pipelines import PipelineManager
@@ -286,3 +288,9 @@ def test_masks_that_cannot_work_are_told(draw: Draw, values: dict[str, Any], mes
     with pytest.raises(InvalidRequest, match=message) as problem:
         draw(prompt="x", image=png(drawn(BLUE, RED)), **values)
     assert problem.value.field == "mask_image"
+
+
+def test_a_shape_is_replaced_and_its_surroundings_stay(tmp_path: Path) -> None:
+    found = shares(replaced(6, tmp_path))
+    assert found["surroundings"] == 1
+    assert found["all"] >= 0.8

@@ -5,7 +5,6 @@ what was drawn are compared with those of the control picture, with the ControlN
 """
 
 import argparse
-import io
 import json
 import random
 import tempfile
@@ -19,18 +18,10 @@ from PIL import Image
 
 from benchmarks.shapes.edges import edge_f_score
 from benchmarks.shapes.judge import judge, verdict
+from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import Scene, draw_scene, plain_caption
-from studio.engine.devices import open_device
-from studio.engine.engine import Engine, Watch
-from studio.records import Job
-from studio.settings import ROOT
-from studio.spec import parse_request
-from studio.store.blobs import BlobStore, encode
-from studio.store.gallery import new_image_id, utc_now
-from studio.store.library import Library
 
-PRESETS = ROOT / "presets"
 UNIT = {"model": "shapes-canny", "preprocessor": "canny"}
 
 
@@ -45,25 +36,17 @@ def followed(number: int, units: list[dict[str, Any]], folder: Path) -> list[tup
     Returns:
         Control picture, drawn picture, and the scene of the control picture, for each.
     """
-    library, blobs = Library((PRESETS / "models",), part_roots=(PRESETS,)), BlobStore(folder)
-    engine = Engine(open_device("auto", 1), utc_now, new_image_id)
-    results = []
+    product, results = Product(folder), []
     for index in range(number):
         rng = random.Random(f"follow-{index}")
         scene = placed_scene(rng)
         control = render(scene, rng)
-        picture = blobs.add(encode(Image.fromarray(control)), "image")
-        values = {
-            "prompt": plain_caption(replace(scene, size="", position="")),
-            "seed": index,
-            "controls": [unit | {"image": picture} for unit in units],
-        }
-        request, model = library.resolve(parse_request(values), index)
-        job = Job(id="follow", request=request, model=model, parts=library.parts_of(request))
-        made: list[bytes] = []
-        watch = Watch(lambda event: None, lambda: "")
-        engine.generate(job, blobs.open, lambda png, record, made=made: made.append(png) or "", watch)
-        drawn = np.array(Image.open(io.BytesIO(made[0])).convert("RGB"))
+        picture = product.picture(control)
+        drawn = product.draw(
+            prompt=plain_caption(replace(scene, size="", position="")),
+            seed=index,
+            controls=[unit | {"image": picture} for unit in units],
+        )
         results.append((control, drawn, scene))
     return results
 

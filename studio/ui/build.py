@@ -12,6 +12,7 @@ from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.ui.tools_tab import build_tools_tab
 from studio.ui.upscale_panel import UpscalePanel
+from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "plots.js")
@@ -39,6 +40,7 @@ def build_ui(services: Services) -> gr.Blocks:
                 build_tools_tab(generate, tabs)
                 PlotPanel(services, generate).build(tab)
                 UpscalePanel(services).build(page, tabs)
+                build_vae_check(services, generate.controls["model"])
         Api(services).register()
     return page
 

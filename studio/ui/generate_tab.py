@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
+from studio.families import FAMILIES, OPTIONAL
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.store.library import unknown_words
@@ -79,7 +80,10 @@ class GenerateTab:
     def build(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         """Build the tab's content and bind its events."""
         model = self._model
-        values = GenerationRequest.model_construct(**model.defaults).model_dump() | {"sigmas": "automatic"}
+        values = GenerationRequest.model_construct(**model.defaults).model_dump() | {
+            "sigmas": "automatic",
+            "refiner": "",
+        }
         with gr.Row(elem_id="st-columns"):
             with gr.Column(scale=5, min_width=320):
                 run = self._build_left(values)
@@ -118,7 +122,7 @@ class GenerateTab:
             with gr.Column(scale=0, min_width=130):
                 made["random"] = gr.Button(TEXT["seed.random"], size="sm")
                 made["reuse"] = gr.Button(TEXT["seed.reuse"], size="sm")
-        for group in ("size", "sampling", "hires", "variation", "more"):
+        for group in ("size", "sampling", "refiner", "hires", "variation", "more"):
             with gr.Accordion(TEXT[f"group.{group}"], open=False, elem_id=f"group-{group}"):
                 for name in fields_of(GenerationRequest, group):
                     self.controls[name] = build_control(
@@ -140,8 +144,29 @@ class GenerateTab:
     def _choices(self, name: str) -> list | None:
         """Return all options; a pair that cannot work is refused with the reason, so that no restored form can jam."""
         options = {"scheduler": list(SCHEDULERS), "sigmas": [(label, kind) for kind, label in SIGMA_LABELS.items()]}
-        options["hires_upscaler"] = self._upscalers()
+        options |= {"hires_upscaler": self._upscalers(), "refiner": self._refiners()}
         return options.get(name)
+
+    def _refiners(self) -> list[tuple[str, str]]:
+        able = {name for name, family in FAMILIES.items() if "refiner" in family.options}
+        models = [model for model in self._services.library.models() if not model.problem and model.family in able]
+        return [(TEXT["refiner.none"], ""), *((model.title, model.id) for model in models)]
+
+    def _fitting(self, model_id: str) -> list[Any]:
+        """Return an update for each of `OPTIONAL`: what means nothing to a model is switched off and put back."""
+        try:
+            family = FAMILIES[self._services.library.get(model_id).family]
+        except StudioError:
+            return [gr.skip() for _ in OPTIONAL]
+        fields = GenerationRequest.model_fields
+        usual = to_page(GenerationRequest, {name: fields[name].default for name in OPTIONAL}) | {"refiner": ""}
+        updates = [
+            gr.update(interactive=True) if name in family.options else gr.update(interactive=False, value=usual[name])
+            for name in OPTIONAL
+        ]
+        place = OPTIONAL.index("refiner")
+        updates[place] = updates[place] | {"choices": self._refiners()}
+        return updates
 
     def _upscalers(self) -> list[tuple[str, str]]:
         return upscaler_choices(self._services.library, drawing=True)
@@ -200,6 +225,9 @@ class GenerateTab:
             api_visibility="private",
         )
         page.load(lambda: gr.update(choices=self._model_choices()), outputs=[controls["model"]], **private)
+        optional = [controls[name] for name in OPTIONAL]
+        controls["model"].change(self._fitting, [controls["model"]], optional, **private)
+        page.load(self._fitting, [controls["model"]], optional, **private)
         page.load(self.control.use_model, [controls["model"], *self.control.models], self.control.targets, **private)
         page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
         page.load(
@@ -308,6 +336,8 @@ class GenerateTab:
         upscalers = {name for _, name in self._upscalers()}
         wanted = {"model": known, "hires_upscaler": upscalers}
         usable = {name: value for name, value in values.items() if name not in wanted or value in wanted[name]}
+        if "refiner" in usable:
+            usable["refiner"] = usable["refiner"] or ""
         shown = to_page(GenerationRequest, usable)
         updates = [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
         images, notes = self.image.shown(values if pictures else {})
