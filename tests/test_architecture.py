@@ -25,6 +25,7 @@ PURE = {
     "preprocessors",
     "records",
     "units",
+    "tools",
     "parts",
     "upscalers",
 }

@@ -27,6 +27,7 @@ from studio.store.library import Library
 from studio.store.metadata import read_picture
 from studio.store.plots import PlotStore
 from studio.ui.batch_panel import BatchPanel
+from studio.ui.control_panel import ControlPanel
 from studio.ui.plot_panel import PlotPanel, placeholder
 from tests.conftest import MODELS
 
@@ -350,7 +351,11 @@ def test_the_pages_handlers(started: SimpleNamespace, tmp_path: Path) -> None:
 
     (tmp_path / "notes.png").write_text("hello")
     Image.new("RGB", (128, 128), (40, 70, 215)).save(tmp_path / "blue.png")
-    batch, values = BatchPanel(services), {"prompt": "x", "num_inference_steps": 2, "editor": None, "mask": None}  # type: ignore[arg-type]
+    control = ControlPanel(services, started.gallery.blobs)  # type: ignore[arg-type]
+    batch, values = (
+        BatchPanel(services, control),
+        {"prompt": "x", "num_inference_steps": 2, "editor": None, "mask": None},
+    )  # type: ignore[arg-type]
     files = [str(tmp_path / name) for name in ("notes.png", "blue.png", "blue.png")]
     answer = json.loads(batch.submit(request, files=files, **values))  # type: ignore[arg-type]
     assert answer["note"].startswith("In the queue: 2. 'notes.png' is not a picture")

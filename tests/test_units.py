@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from benchmarks.shapes.follow import UNIT, followed, scores
-from studio.engine.prompts import encode_prompts
+from studio.engine.prompts import chunk_tokens, encode_chunks
 from studio.errors import InvalidRequest, StudioError
-from studio.spec import GenerationRequest, parse_request
+from studio.spec import parse_request
 from studio.store.blobs import encode
 from studio.store.library import Library
 from studio.store.metadata import add_text, picture_texts, read_picture
@@ -108,9 +108,10 @@ def save_ip_adapter(folder: Path, unet: Any) -> None:
 
 def bare(pipe: Any, seed: int, *, steps: int = STEPS, **more: Any) -> np.ndarray:
     """Draw with a diffusers pipeline as our engine would be asked to; (H, W, 3) uint8."""
-    request = GenerationRequest(prompt=PROMPT, guidance_scale=2.0)
-    positive, negative = encode_prompts(pipe, request)
     with torch.inference_mode():
+        positive, negative = (
+            encode_chunks(pipe.text_encoder, chunk_tokens(pipe.tokenizer, [text])) for text in (PROMPT, "")
+        )
         made = pipe(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,

@@ -67,10 +67,6 @@ class Api:
         guidance_rescale: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
-        pag_scale: float = 0.0,
-        true_cfg_scale: float = 1.0,
-        refiner: str | None = None,
-        refiner_start: float = 0.8,
         seed: int = -1,
         variation_seed: int = -1,
         variation_strength: float = 0.0,
@@ -81,7 +77,6 @@ class Api:
         eta: float = 0.0,
         clip_skip: int = 0,
         settings: dict[str, Any] | None = None,
-        vae_tiling: bool = False,
         wait: bool = True,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
     ) -> dict[str, Any]:
@@ -102,10 +97,6 @@ class Api:
             guidance_rescale: takes back washed-out colours of strong guidance, 0 to 1.
             guidance_start: part of the steps before guidance begins.
             guidance_end: part of the steps at which guidance ends.
-            pag_scale: perturbed attention guidance, 0 (off) upwards.
-            true_cfg_scale: makes Flux heed the negative prompt; 1 is off.
-            refiner: id of an SDXL refiner.
-            refiner_start: part of the steps at which it takes over.
             seed: the same seed makes the same picture; -1 is random.
             variation_seed: noise to mix in; -1 is random.
             variation_strength: how much of it, 0 to 1.
@@ -115,8 +106,8 @@ class Api:
             hires_strength: how much the second pass may change.
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
-            settings: `controls`, `t2i_adapters`, `ip_adapters`: lists of units; their pictures as base64 or `blob:…`.
-            vae_tiling: decode in tiles: less memory for large pictures, which change a little.
+            settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
+                `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae_tiling`.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
 
         Returns:

@@ -29,9 +29,8 @@ class BatchPanel:
         services: what the handlers work on.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._control: Any = None
+    def __init__(self, services: Services, control: ControlPanel) -> None:
+        self._services, self._control = services, control
         self._files: Any = None
         self._run: Any = None
 
@@ -50,15 +49,8 @@ class BatchPanel:
             )
             self._run = gr.Button(TEXT["batch.run"], elem_id="st-batch")
 
-    def bind(self, inputs: dict[str, Any], result: Any, control: ControlPanel) -> None:
-        """Bind the button.
-
-        Args:
-            inputs: the form's components by name.
-            result: where the page reads what came of it.
-            control: reads the units among the inputs.
-        """
-        self._control = control
+    def bind(self, inputs: dict[str, Any], result: Any) -> None:
+        """Bind the button: `inputs` are the form's components by name, `result` is where the page reads what came of it."""
         self._run.click(
             self.submit,
             inputs_kwargs=inputs | {"files": self._files},

@@ -47,8 +47,8 @@ class GenerateTab:
     def __init__(self, services: Services) -> None:
         self._services = services
         self.controls: dict[str, Any] = {}
-        self.image = ImagePanel(services)
         self.control = ControlPanel(services, services.gallery.blobs)
+        self.image = ImagePanel(services, self.control)
         self._model = services.library.get(services.settings.model)
 
     @property
@@ -209,7 +209,7 @@ class GenerateTab:
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
         self.image.bind(controls)
-        self.image.batch.bind(self.inputs, made["result"], self.control)
+        self.image.batch.bind(self.inputs, made["result"])
         made["to_image"].click(
             self.to_image,
             [made["restore_id"]],

@@ -12,6 +12,7 @@ from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
 from studio.store.blobs import encode
 from studio.store.inputs import fitting_size
 from studio.ui.batch_panel import FILES, BatchPanel
+from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -27,9 +28,9 @@ class ImagePanel:
         services: what the handlers work on.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, control: ControlPanel) -> None:
         self._blobs = services.gallery.blobs
-        self.batch = BatchPanel(services)
+        self.batch = BatchPanel(services, control)
         self.editor: Any = None
         self.mask: Any = None
 

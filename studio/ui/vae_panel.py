@@ -20,7 +20,7 @@ def build_vae_check(services: Services, model: Any) -> None:
         with gr.Column(min_width=260):
             picture = gr.Image(
                 type="filepath", format="png", image_mode=None, sources=["upload", "clipboard"],
-                label=TEXT["upscale.picture"], elem_id="st-vae-image", height=220,
+                label=TEXT["vae.given"], elem_id="st-vae-image", height=220,
             )  # fmt: skip
             run = gr.Button(TEXT["vae.run"], elem_id="st-vae-run")
         result = gr.HTML(f'<div class="st-quiet">{TEXT["vae.empty"]}</div>', elem_id="st-vae-result", padding=False)
