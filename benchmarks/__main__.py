@@ -13,6 +13,7 @@ BENCHMARKS = {
     "txt2img": "benchmarks.txt2img",
     "overhead": "benchmarks.overhead",
     "gallery": "benchmarks.gallery",
+    "control": "benchmarks.control",
 }
 
 

@@ -122,7 +122,7 @@ class ControlPanel:
         made["image"].input(lambda path: bool(path), [made["image"]], [made["on"]], **private)
         names = ("image", "preprocessor", "pixel_perfect", "resolution", "option0", "option1")
         look.click(
-            self.preview, [made[name] for name in names], [preview], api_visibility="private", concurrency_limit=None
+            self.preview, [made[name] for name in names], [preview], api_visibility="private", concurrency_limit=2
         )
 
     def _preprocessors(self) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ def build_vae_check(services: Services, model: Any) -> None:
         except StudioError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    run.click(check, [picture, model], [result], api_visibility="private", concurrency_limit=None)
+    run.click(check, [picture, model], [result], api_visibility="private", concurrency_limit=2)
 
 
 def described(answer: ToolAnswer) -> str:
