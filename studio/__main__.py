@@ -242,6 +242,8 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         for part, found in zip(record.parts, now.parts, strict=False)
         if part.sha256 != found.sha256
     ]
+    if record.model.refiner and model.refiner and record.model.refiner.sha256 != model.refiner.sha256:
+        lines.append(f"refiner: {record.model.refiner.sha256[:12]} then, {model.refiner.sha256[:12]} now")
     was, here = record.machine.model_dump(), engine.device.machine.model_dump()
     lines += [f"{name}: {was[name]} then, {here[name]} now" for name in was if was[name] != here[name]]
     pixels = pixel_difference(flags.image, made)

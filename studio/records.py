@@ -19,7 +19,7 @@ class ModelRef(Frozen):
     """
 
     id: str
-    path: str
+    path: str = ""
     title: str
     family: str
     sha256: str
@@ -41,7 +41,7 @@ class PartRef(Frozen):
 
     kind: str
     id: str
-    path: str
+    path: str = ""
     sha256: str
 
 

@@ -9,16 +9,20 @@ from pydantic import Field
 
 from studio.fields import Frozen
 from studio.records import ModelRef
+from studio.spec import ResizeMode
 
 
 class PreprocessCall(Frozen):
-    """Make a control picture; the answer's picture is `map`."""
+    """Make a control picture; the answer's picture is `map`. With `width` and `height` it is made as for a picture of that size."""
 
     tool: Literal["preprocess"] = "preprocess"
     image: str
     preprocessor: str
     resolution: int | None = None
     options: dict[str, float] = {}
+    width: int | None = None
+    height: int | None = None
+    resize_mode: ResizeMode = "crop"
 
 
 class VaeCheckCall(Frozen):

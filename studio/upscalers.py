@@ -1,6 +1,6 @@
 """Enlarging as data: what it can be done with, and how large a picture may become when no model draws."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from studio.errors import InvalidRequest
 from studio.fields import least_strength
@@ -101,3 +101,8 @@ def upscaler_name(label: str) -> str:
 def uses_model(request: Enlarging) -> bool:
     """Whether a request enlarges with an upscaler model, which is a part."""
     return request.hires_scale > 1 and request.hires_upscaler not in BUILT_IN
+
+
+def of_own_size(request: Any) -> Any:
+    """Return a request from the form, whose size counts only where something is drawn: enlarging starts from the picture's own."""
+    return request.model_copy(update={"width": None, "height": None}) if request.only_enlarges else request

@@ -21,6 +21,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from benchmarks.shapes.follow import UNIT, followed, scores
 from studio.engine.prompts import chunk_tokens, encode_chunks
+from studio.engine.tasks import Start
 from studio.errors import InvalidRequest, StudioError
 from studio.spec import parse_request
 from studio.store.blobs import encode
@@ -320,5 +321,45 @@ def test_a_picture_with_units_is_replayed(draw: Draw, library: Library, tmp_path
     path = tmp_path / "one.png"
     path.write_bytes(add_text(made.pictures[0], picture_texts(record)))
     found = read_picture(path)
-    assert found.record == record
+    assert found.record
+    assert found.record.request == record.request
+    assert found.record.parts[0].sha256 == part.sha256
     assert 'ControlNet 0: "Module: canny, Model: shapes-canny' in found.text
+
+
+def test_each_ip_adapter_sees_with_its_own_encoder(
+    draw: Draw, library: Library, base: Any, networks: dict[str, Any]
+) -> None:
+    torch.manual_seed(7)
+    save_ip_adapter(library.parts.roots[-1] / "controlnets" / "seen too", base.unet)
+    one = {"model": "seen", "images": [encode(FIRST)], "scale": 0.5}
+    other = {"model": "seen too", "images": [encode(SECOND)], "scale": 0.5}
+    assert near(ours(draw, ip_adapters=[one, other]), ours(draw, ip_adapters=[other, one]))
+    assert not near(ours(draw, ip_adapters=[one, other]), ours(draw, ip_adapters=[one]))
+
+
+def test_a_size_that_an_adapter_cannot_read_is_told_before_anything_is_drawn(
+    draw: Draw, networks: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest, match="136 x 128 pixels do not fit the T2I-Adapter tint; use multiples of 16"):
+        draw(prompt=PROMPT, width=136, t2i_adapters=[control("tint")])
+    with pytest.raises(InvalidRequest, match="136 x 136 pixels do not fit"):
+        draw(prompt=PROMPT, hires_scale=1.06, t2i_adapters=[control("tint")])
+
+
+def test_a_control_picture_lies_where_the_picture_lies() -> None:
+    picture = np.random.default_rng(5).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    request = parse_request({"image": "given", "width": 128, "height": 128, "extend_right": 64})
+    start = Start(request, lambda reference, field: Image.fromarray(picture))
+    placed = start.placed(picture, 192, 128)
+    assert placed.shape == (128, 192, 3)
+    assert np.array_equal(placed[:, :128], picture)
+
+
+def test_a_picture_does_not_say_where_models_lie(draw: Draw, networks: dict[str, Any]) -> None:
+    record = draw(prompt=PROMPT, seed=5, num_inference_steps=1, controls=[control("zero")]).records[0]
+    assert record.model.path
+    assert record.parts[0].path
+    assert not any(
+        part.path in text for part in (record.model, *record.parts) for text in picture_texts(record).values()
+    )

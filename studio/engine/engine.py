@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from studio.engine.canvas import flatten
+from studio.engine.canvas import fit, flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
 from studio.engine.parts import PartManager
@@ -36,7 +36,7 @@ from studio.errors import DeviceError, ModelError
 from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
 from studio.families import FAMILIES
 from studio.records import ImageRecord, Job
-from studio.spec import IMAGE2IMAGE, TEXT2IMAGE
+from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
 from studio.tools import PreprocessCall, ToolCall
 from studio.upscalers import LATENT, enlarged_size
 
@@ -123,13 +123,27 @@ class Engine:
             StudioError: if it cannot be done.
         """
         picture = flatten(load_image(tool.image, "image"))
-        with torch.inference_mode():
-            if isinstance(tool, PreprocessCall):
-                made = self.preprocessors.run(
-                    picture, tool.preprocessor, resolution=tool.resolution, options=tool.options
-                )
-                return {}, {"map": encode_png(made)}
-            return check_vae(self.pipelines.vae(tool.model), picture)
+        try:
+            with torch.inference_mode():
+                if isinstance(tool, PreprocessCall):
+                    seen = self._seen(tool, picture)
+                    made = self.preprocessors.run(
+                        seen, tool.preprocessor, resolution=tool.resolution, options=tool.options
+                    )
+                    return {}, {"map": encode_png(made)}
+                return check_vae(self.pipelines.vae(tool.model), picture)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{self.device.title} has too little memory for this picture; use a smaller one"
+            ) from error
+
+    def _seen(self, tool: PreprocessCall, picture: np.ndarray) -> np.ndarray:
+        """Bring a picture (H, W, 3) to the size that a job would draw, or at least to one that a job could."""
+        if tool.width and tool.height:
+            return fit(picture, tool.width, tool.height, tool.resize_mode)
+        rows, columns = picture.shape[:2]
+        scale = min(1.0, SIZE_MAX / max(rows, columns))
+        return fit(picture, max(1, round(columns * scale)), max(1, round(rows * scale)), "stretch")
 
     def generate(self, job: Job, load_image: LoadImage, commit: Commit, watch: Watch) -> None:
         """Make all pictures of a job, in groups of `batch_size`.

@@ -1,22 +1,33 @@
 """Between pictures and latents, for every family: the autoencoder's scale, shift and statistics, and latents in patches."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 
-def encode_picture(pipe: Any, picture: np.ndarray) -> torch.Tensor:
-    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up."""
-    vae = pipe.vae
+@contextlib.contextmanager
+def safe_precision(vae: Any) -> Iterator[None]:
+    """Let an autoencoder compute in float32 if half precision makes NaN of what it does (SDXL's)."""
     dtype = vae.dtype
     overflows = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-    if overflows:  # SDXL's autoencoder makes NaN in half precision
-        vae.to(torch.float32)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
-    latents = vae.encode(pixels).latent_dist.mode()
     if overflows:
-        vae.to(dtype)
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if overflows:
+            vae.to(dtype)
+
+
+def encode_picture(pipe: Any, picture: np.ndarray) -> torch.Tensor:
+    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up."""
+    vae, dtype = pipe.vae, pipe.vae.dtype
+    with safe_precision(vae):
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
+        latents = vae.encode(pixels).latent_dist.mode()
     mean, deviation, scale = _statistics(vae, latents)
     return ((latents - mean) * scale / deviation).to(dtype)
 

@@ -87,11 +87,16 @@ class Start:
         if own is None:
             assert self.picture is not None
             return fit(self.picture, width, height, "stretch")
-        if self.plan is None or not self.request.only_masked:
-            return fit(own, width, height, self.request.resize_mode)
+        mode, extensions = self.request.resize_mode, self.request.extensions
+        if self.plan is None:
+            return fit(own, width, height, mode)
         rows, columns = self.plan.source.shape[:2]
+        left, right, top, bottom = extensions
+        own = fit(own, columns - left - right, rows - top - bottom, mode)
+        if any(extensions):  # the picture lies within the larger canvas
+            own = extend(own, None, *extensions)[0]
         left, top, right, bottom = self.plan.box
-        return fit(fit(own, columns, rows, self.request.resize_mode)[top:bottom, left:right], width, height, "fill")
+        return fit(own[top:bottom, left:right], width, height, "fill")
 
     @property
     def unchanged(self) -> np.ndarray | None:

@@ -6,17 +6,21 @@ numbers as without.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.embeddings import ImageProjection
+from PIL import Image
 
 from studio.engine.canvas import flatten
 from studio.engine.controls import Preprocessors
-from studio.engine.parts import PartManager
+from studio.engine.parts import IPWeights, PartManager
 from studio.engine.tasks import LoadImage, Start
+from studio.errors import InvalidRequest
 from studio.parts import UNIT_KINDS
 from studio.records import Job
 from studio.units import ControlSpec, T2IAdapterSpec
@@ -40,7 +44,7 @@ class Units:
     ) -> None:
         self._refs = {(part.kind, part.id): part for part in job.parts}
         self._start, self._parts, self._preprocessors = start, parts, preprocessors
-        request = job.request
+        self._request = request = job.request
         self._controls = [unit for unit in request.controls if unit.weight]
         self._t2i = [unit for unit in request.t2i_adapters if unit.weight]
         self._ip = [unit for unit in request.ip_adapters if unit.scale]
@@ -71,6 +75,7 @@ class Units:
         if not self:
             yield pipe
             return
+        self._check_sizes()
         place, dtype = pipe.unet.device, pipe.unet.dtype
         steered = SteeredUNet(pipe.unet, group)
         for unit in self._controls:
@@ -96,6 +101,21 @@ class Units:
             )
         return self._maps[key]
 
+    def _check_sizes(self) -> None:
+        """Refuse a size that an adapter cannot read, before the first of two passes."""
+        sizes = [("width", self._request.canvas)]
+        if self._request.hires_scale > 1:
+            sizes.append(("hires_scale", self._request.hires_size))
+        for unit in self._t2i:
+            step = self._network("t2i_adapters", unit.model).config.downscale_factor
+            for field, size in sizes:
+                if any(side % step for side in size):
+                    raise InvalidRequest(
+                        field,
+                        f"{size[0]} x {size[1]} pixels do not fit the T2I-Adapter {unit.model}; use multiples of {step}, "
+                        f"such as {' x '.join(str(side // step * step) for side in size)}",
+                    )
+
     def _network(self, field: str, model: str) -> Any:
         return self._parts.get(self._refs[UNIT_KINDS[field], model])
 
@@ -115,9 +135,17 @@ class Units:
             with torch.inference_mode(False):
                 loader.load_ip_adapter([one.state for one in weights], names, names, image_encoder_folder=None)
             loader.set_ip_adapter_scale([unit.scale for unit in self._ip])
-            yield loader.prepare_ip_adapter_image_embeds(self._seen, None, pipe.unet.device, 1, True)
+            layers = pipe.unet.encoder_hid_proj.image_projection_layers
+            yield [self._encoded(pipe, *one) for one in zip(weights, layers, self._seen, strict=True)]
         finally:
             loader.unload_ip_adapter()
+
+    def _encoded(self, pipe: Any, weights: IPWeights, layer: Any, images: list[Image.Image]) -> torch.Tensor:
+        """Encode one IP-Adapter's pictures with its own encoder, (2, pictures, …): each adapter may have another."""
+        own = rebuilt(pipe, image_encoder=weights.encoder, feature_extractor=weights.processor)
+        hidden = not isinstance(layer, ImageProjection)
+        positive, negative = own.encode_image(images, pipe.unet.device, 1, hidden)
+        return torch.stack([negative, positive])
 
 
 class SteeredUNet(torch.nn.Module):
@@ -215,6 +243,9 @@ def to_condition(picture: np.ndarray, channels: int = 3) -> torch.Tensor:
 
 
 def rebuilt(pipe: Any, **components: Any) -> Any:
-    """Build a pipeline of the same class over the same components, but for those given."""
-    options = {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
+    """Build a pipeline of the same class and with the same options over the same components, but for those given."""
+    told = [name for name in inspect.signature(type(pipe).__init__).parameters if name not in pipe.components]
+    options = {name: pipe.config[name] for name in told if name in pipe.config}
+    if "add_watermarker" in told:  # not among the options that a pipeline remembers
+        options["add_watermarker"] = pipe.watermark is not None
     return type(pipe)(**(pipe.components | components), **options)

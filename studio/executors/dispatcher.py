@@ -25,6 +25,7 @@ from studio.units import pictures_of
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 500
+TOOLS_WAITING = 4
 SHOWN_WAITING = 100  # places of the queue that a page lists
 
 
@@ -67,6 +68,7 @@ class Dispatcher:
         self._live: Live | None = None
         self._device: dict[str, Any] = {"state": "starting"}
         self._closing = False
+        self._tools = threading.BoundedSemaphore(TOOLS_WAITING)  # each holds a thread that answers pages
         self._thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
 
     def start(self, warm_model: str) -> None:
@@ -146,7 +148,12 @@ class Dispatcher:
         Raises:
             StudioError: why it could not.
         """
-        answer = self.executor.ask(tool)
+        if not self._tools.acquire(blocking=False):
+            raise StudioError("other previews and checks are being made; try again in a moment")
+        try:
+            answer = self.executor.ask(tool)
+        finally:
+            self._tools.release()
         if answer.problem:
             raise StudioError(answer.problem)
         return answer
@@ -248,7 +255,9 @@ class Dispatcher:
         self.jobs.end(entry.id, CANCELLED if event.interrupted else DONE)
         current = self.jobs.get(entry.id)
         if current and current.forever and not event.interrupted:
-            again = entry.job.request.model_copy(update={"seed": secrets.randbelow(SEED_MAX - 64)})
+            names = ("seed", "variation_seed") if entry.job.request.variation_strength else ("seed",)
+            fresh = {name: secrets.randbelow(SEED_MAX - 64) for name in names}
+            again = entry.job.request.model_copy(update=fresh)
             self.jobs.add(entry.job.model_copy(update={"id": new_job_id(), "request": again}), forever=True)
 
     def preview_path(self, job_id: str) -> Path | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -39,8 +40,8 @@ class WorkerExecutor:
         self._settings, self._heard = settings, heard
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes | None] = queue.Queue()
-        self._asked: dict[str, queue.Queue[ToolAnswer]] = {}
-        self._send_lock = threading.Lock()
+        self._asked: dict[str, tuple[Any, queue.Queue[ToolAnswer]]] = {}  # call -> process, where the answer goes
+        self._send_lock, self._start_lock = threading.Lock(), threading.Lock()
         self._job = ""
         self._stop_asked: float | None = None
         self._warm: ModelRef | None = None
@@ -58,6 +59,12 @@ class WorkerExecutor:
         """See Executor. A process that replaces this one loads the same model ahead."""
         self._warm = model
         self._send({"op": "warm", "model": model.model_dump(mode="json")})
+
+    def _ensure(self) -> None:
+        """Start a process if there is none; jobs and tools may find that out at the same time."""
+        with self._start_lock:
+            if self.pid is None and not self._closed:
+                self._spawn()
 
     def _spawn(self) -> None:
         log = self._settings.data_dir / "logs" / "worker.log"
@@ -91,13 +98,13 @@ class WorkerExecutor:
             elif line.startswith(b'{"type":"answer"'):
                 answer = ToolAnswer.model_validate_json(line)
                 if asked := self._asked.pop(answer.call, None):
-                    asked.put(answer)
+                    asked[1].put(answer)
             else:
                 lines.put(line)
         process.wait()
-        for call in list(self._asked):
-            if asked := self._asked.pop(call, None):
-                asked.put(ToolAnswer(call=call, problem=ENDED))
+        for call, (asked, answers) in list(self._asked.items()):
+            if asked is process and self._asked.pop(call, None):
+                answers.put(ToolAnswer(call=call, problem=ENDED))
         lines.put(None)  # the end of the pipe
 
     def _send(self, message: dict) -> None:
@@ -105,7 +112,7 @@ class WorkerExecutor:
             self._write(message)
 
     def _write(self, message: dict) -> None:
-        with contextlib.suppress(OSError):  # a process that is gone is noticed by the reader
+        with contextlib.suppress(OSError, ValueError):  # a process that is gone is noticed by the reader
             assert self._process is not None
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -113,10 +120,12 @@ class WorkerExecutor:
 
     def ask(self, tool: ToolCall) -> ToolAnswer:
         """See Executor."""
-        if self.pid is None and not self._job and not self._closed:
-            self._spawn()
+        if self._closed:
+            return ToolAnswer(call="", problem=ENDED)
+        if not self._job:
+            self._ensure()
         call, answer = secrets.token_hex(8), queue.Queue(1)
-        self._asked[call] = answer
+        self._asked[call] = self._process, answer
         self._send({"op": "tool", "call": call, "tool": tool.model_dump(mode="json")})
         try:
             return answer.get(timeout=TOOL_WAIT)
@@ -126,8 +135,7 @@ class WorkerExecutor:
 
     def run(self, job: Job, emit: Emit) -> None:
         """See Executor."""
-        if self.pid is None and not self._closed:
-            self._spawn()
+        self._ensure()
         self._job = job.id
         self._send({"op": "run", "job": job.model_dump(mode="json")})
         while True:
@@ -159,8 +167,7 @@ class WorkerExecutor:
         """Explain the end of the process, and start the next one so that it loads meanwhile."""
         code = self._process.returncode if self._process else None
         asked = self._stop_asked is not None
-        if not self._closed:
-            self._spawn()
+        self._ensure()
         if asked:
             return Finished(job=job.id, interrupted=True)
         reason = f"signal {-code}" if code and code < 0 else f"exit code {code}"

@@ -64,7 +64,14 @@ def picture_texts(record: ImageRecord | GridRecord) -> dict[str, str]:
     """Return the chunks that a picture of ours carries; a grid has no `parameters`, which would let it pass for one picture."""
     if isinstance(record, GridRecord):
         return {"Description": describe_plot(record.spec), GRID: record.model_dump_json()}
-    return {"parameters": to_parameters(record), "studio": record.model_dump_json()}
+    return {"parameters": to_parameters(record), "studio": json.dumps(without_paths(record.model_dump(mode="json")))}
+
+
+def without_paths(values: Any) -> Any:
+    """Return plain values without any `path`: where a model lies on this machine is nobody else's business."""
+    if isinstance(values, dict):
+        return {name: without_paths(value) for name, value in values.items() if name != "path"}
+    return [without_paths(value) for value in values] if isinstance(values, list) else values
 
 
 def to_parameters(record: ImageRecord) -> str:

@@ -13,6 +13,7 @@ from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import from_page
 from studio.ui.services import Services
 from studio.ui.text import TEXT
+from studio.upscalers import of_own_size
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class BatchPanel:
         for path in files:
             try:
                 picture = self._services.gallery.blobs.add(path, "image")
-                jobs.append(dispatcher.submit(parse_request(plain | {"image": picture}), owner))
+                jobs.append(dispatcher.submit(of_own_size(parse_request(plain | {"image": picture})), owner))
             except InvalidRequest as error:
                 refused.append(str(error).removeprefix("image="))
         told = [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in refused[:TOLD]]

@@ -8,6 +8,7 @@ import gradio as gr
 from studio.errors import InvalidRequest, StudioError
 from studio.parts import KINDS, UNIT_KINDS, shape_problem
 from studio.preprocessors import PREPROCESSORS, weights_present
+from studio.preprocessors import option_values as checked
 from studio.store.blobs import BlobStore
 from studio.tools import PreprocessCall
 from studio.ui.services import Services
@@ -44,7 +45,7 @@ class ControlPanel:
     def __init__(self, services: Services, blobs: BlobStore) -> None:
         self._services, self._blobs = services, blobs
         self.inputs: dict[str, Any] = {}
-        self._previews: list[tuple[Any, Any]] = []
+        self._looks: list[tuple[list[Any], Any, Any]] = []
 
     @property
     def usual(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class ControlPanel:
                 preview = gr.HTML(f'<div class="st-map st-quiet">{TEXT["control.map"]}</div>', padding=False)
                 look = gr.Button(TEXT["control.preview"], size="sm")
         made["model"] = gr.Dropdown(
-            choices, value=None, label=TEXT["control.model"], info=TEXT["control.model.help"],
+            choices, value=None, label=TEXT["control.model"], info=TEXT["control.model.help"], allow_custom_value=True,
             elem_id=f"field-unit{place}-model",
         )  # fmt: skip
         with gr.Row():
@@ -91,7 +92,9 @@ class ControlPanel:
         made["resolution"] = gr.Slider(64, 2048, 512, step=8, label="Preprocessor resolution", visible=False)
         with gr.Row():
             for number in range(OPTIONS):
-                made[f"option{number}"] = gr.Slider(0, 255, 0, step=1, label="Option", visible=False)
+                made[f"option{number}"] = gr.Number(
+                    0, label="Option", visible=False
+                )  # its range is checked with the request
         with gr.Row():
             made["weight"] = gr.Slider(0, 2, 1.0, step=0.05, label="Control weight")
             made["start"] = gr.Slider(0, 1, 0.0, step=0.05, label="Starting control step")
@@ -114,16 +117,19 @@ class ControlPanel:
             lambda perfect: gr.update(visible=not perfect), [made["pixel_perfect"]], [made["resolution"]], **private
         )
         made["model"].input(
-            self.suggest, [made["model"], made["preprocessor"]], [made["preprocessor"]], **private
-        ).then(option_values, [made["preprocessor"]], options, **private)
+            self.suggest, [made["model"], made["preprocessor"]], [made["preprocessor"], *options], **private
+        )
         made["model"].change(
             shown_for, [made["model"]], [made["mode"], made["start"], made["end"], made["more"]], **private
         )
         made["image"].input(lambda path: bool(path), [made["image"]], [made["on"]], **private)
         names = ("image", "preprocessor", "pixel_perfect", "resolution", "option0", "option1")
-        look.click(
-            self.preview, [made[name] for name in names], [preview], api_visibility="private", concurrency_limit=2
-        )
+        self._looks.append(([made[name] for name in names], look, preview))
+
+    def bind(self, size: list[Any]) -> None:
+        """Bind the Preview buttons; `size` are the form's width, height and resize mode."""
+        for boxes, look, preview in self._looks:
+            look.click(self.preview, [*size, *boxes], [preview], api_visibility="private", concurrency_limit=2)
 
     def _preprocessors(self) -> list[tuple[str, str]]:
         folder = self._services.settings.annotators
@@ -144,7 +150,7 @@ class ControlPanel:
                 why = part.problem or shape_problem(part, shape)
                 fitting += [] if why else [(f"{part.id} · {KINDS[kind].title}", f"{kind}:{part.id}")]
                 others += [f"{part.id}: {why}"] if why else []
-        note = TEXT["control.others"].format(others="; ".join(others)) if others else ""
+        note = TEXT["control.others"].format(others="; ".join(others)) if others and not self._services.public else ""
         return fitting, note if fitting or others else TEXT["control.none"]
 
     def use_model(self, model: str, *chosen: str | None) -> list[Any]:
@@ -153,6 +159,11 @@ class ControlPanel:
         values = {value for _, value in choices}
         boxes = [gr.update(choices=choices, value=one if one in values else None) for one in chosen]
         return [gr.update(value=note, visible=bool(note)), *boxes]
+
+    def offer(self, model: str) -> list[Any]:
+        """Offer what fits a model, and leave every choice as it is: the form is being restored."""
+        choices, note = self.choices(model)
+        return [gr.update(value=note, visible=bool(note)), *(gr.update(choices=choices) for _ in range(UNITS_MAX))]
 
     @property
     def models(self) -> list[Any]:
@@ -164,16 +175,18 @@ class ControlPanel:
         """What `use_model` updates."""
         return [self._note, *self.models]
 
-    def suggest(self, chosen: str | None, current: str) -> str:
-        """Return the preprocessor whose pictures a ControlNet was trained on; a choice that was made stays."""
+    def suggest(self, chosen: str | None, current: str) -> list[Any]:
+        """Return the preprocessor whose pictures a ControlNet was trained on, and its numbers; a choice that was made stays."""
         kind, _, name = (chosen or "").partition(":")
         found = {part.id: part for part in self._services.library.parts.parts(kind)} if kind in KINDS else {}
         told = found[name].preprocessor if name in found else ""
-        return told if current == "none" and told in PREPROCESSORS else current
+        if current != "none" or told not in PREPROCESSORS:
+            return [gr.skip()] * (1 + OPTIONS)
+        return [told, *option_values(told)]
 
     def preview(self, *values: Any) -> str:
         """Return the preprocessor's result as HTML."""
-        image, preprocessor, perfect, resolution, *options = values
+        width, height, resize_mode, image, preprocessor, perfect, resolution, *options = values
         if not image:
             raise gr.Error(TEXT["control.no_image"], print_exception=False)
         try:
@@ -181,7 +194,10 @@ class ControlPanel:
                 image=self._blobs.add(Path(image), "image"),
                 preprocessor=preprocessor,
                 resolution=None if perfect else int(resolution),
-                options=options_of(preprocessor, options),
+                options=checked(preprocessor, options_of(preprocessor, options)),
+                width=int(width),
+                height=int(height),
+                resize_mode=resize_mode,
             )
             answer = self._services.dispatcher.ask(call)
         except StudioError as error:
@@ -219,7 +235,7 @@ class ControlPanel:
         units = [(field, unit) for field in UNIT_KINDS for unit in values.get(field, ())][:UNITS_MAX]
         updates, notes = [], []
         for place in range(UNITS_MAX):
-            unit = dict(USUAL)
+            unit = USUAL | {f"option{number}": gr.skip() for number in range(OPTIONS)}
             if place < len(units):
                 unit |= self._unit_values(*units[place], notes)
             updates += [unit[name.partition("_")[2]] for name in self.inputs if name.startswith(f"unit{place}_")]
@@ -265,8 +281,7 @@ def option_sliders(preprocessor: str) -> list[Any]:
     """Show the sliders that a preprocessor has; their values stay, because a form that is restored has its own."""
     options = PREPROCESSORS[preprocessor].options[:OPTIONS]
     updates = [
-        gr.update(label=one.label, minimum=one.minimum, maximum=one.maximum, step=one.step, visible=True)
-        for one in options
+        gr.update(label=one.label, info=f"{one.minimum:g} to {one.maximum:.10g}", visible=True) for one in options
     ]
     return updates + [gr.update(visible=False)] * (OPTIONS - len(options))
 

@@ -19,6 +19,7 @@ from studio.ui.image_panel import ImagePanel
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
 from studio.ui.upscale_panel import upscaler_choices
+from studio.upscalers import of_own_size
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +210,7 @@ class GenerateTab:
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
         self.image.bind(controls)
+        self.control.bind([controls[name] for name in ("width", "height", "resize_mode")])
         self.image.batch.bind(self.inputs, made["result"])
         made["to_image"].click(
             self.to_image,
@@ -228,7 +230,7 @@ class GenerateTab:
         optional = [controls[name] for name in OPTIONAL]
         controls["model"].change(self._fitting, [controls["model"]], optional, **private)
         page.load(self._fitting, [controls["model"]], optional, **private)
-        page.load(self.control.use_model, [controls["model"], *self.control.models], self.control.targets, **private)
+        page.load(self.control.offer, [controls["model"]], self.control.targets, **private)
         page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
         page.load(
             None,
@@ -273,7 +275,7 @@ class GenerateTab:
         pictures = self.image.taken(editor, mask)
         if "image" not in pictures:  # sliders of a closed accordion, left from another picture
             plain |= dict.fromkeys(EXTENSIONS, 0)
-        return parse_request(plain | pictures | self.control.taken(units))
+        return of_own_size(parse_request(plain | pictures | self.control.taken(units)))
 
     def _note(self, request: GenerationRequest) -> str:
         notes = []
@@ -334,7 +336,8 @@ class GenerateTab:
         """
         known = {model.id for model in self._services.library.models() if not model.problem}
         upscalers = {name for _, name in self._upscalers()}
-        wanted = {"model": known, "hires_upscaler": upscalers}
+        refiners = {name or None for _, name in self._refiners()}
+        wanted = {"model": known, "hires_upscaler": upscalers, "refiner": refiners}
         usable = {name: value for name, value in values.items() if name not in wanted or value in wanted[name]}
         if "refiner" in usable:
             usable["refiner"] = usable["refiner"] or ""

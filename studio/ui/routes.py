@@ -18,6 +18,7 @@ from studio.errors import StudioError
 from studio.settings import VERSION
 from studio.store.gallery import visible
 from studio.store.index import Filter
+from studio.store.metadata import without_paths
 from studio.ui.services import Services
 
 PAGE = 50
@@ -127,9 +128,8 @@ class Routes:
             return problem(error, 404)
         said = found.record or found.grid
         record = said.model_dump(mode="json") if said else None
-        if record and found.record and self._services.public:
-            for named in (record["model"], *record["parts"]):
-                named.pop("path")
+        if record:
+            record = without_paths(record)
         return JSONResponse({"text": found.text, "record": record})
 
     async def gallery(self, request: Request) -> Response:
