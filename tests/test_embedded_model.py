@@ -14,6 +14,9 @@ def test_it_is_small_enough_for_a_plain_repository() -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
     assert max(sizes.values()) < 10_000_000, sizes
     assert sum(sizes.values()) < 30_000_000
+    everything = [path.stat().st_size for path in (ROOT / "presets").rglob("*") if path.is_file()]
+    assert max(everything) < 10_000_000
+    assert sum(everything) < 60_000_000
 
 
 def test_it_is_in_diffusers_format_with_77_positions() -> None:
@@ -30,7 +33,7 @@ def test_it_is_in_diffusers_format_with_77_positions() -> None:
 
 
 def test_it_names_no_folder_of_the_machine_that_made_it() -> None:
-    for path in FOLDER.rglob("*.json"):
+    for path in (ROOT / "presets").rglob("*.json"):
         assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
 
 
