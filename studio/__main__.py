@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from studio.errors import InvalidRequest, StudioError
+from studio.executors.base import open_engine
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
 from studio.plot_command import add_flags
@@ -112,16 +113,6 @@ def read_requests(path: Path, overrides: list[str]) -> list[GenerationRequest]:
         if not isinstance(request, dict):
             raise InvalidRequest("request", f"{path} must hold a JSON object or a list of them")
     return [parse_request(request | changes) for request in requests]
-
-
-def open_engine(settings: Settings) -> Any:
-    """Load torch and open the device."""
-    from studio.engine.devices import open_device
-    from studio.engine.engine import Engine
-    from studio.store.gallery import new_image_id, utc_now
-
-    device = open_device(settings.device, settings.cpu_threads)
-    return Engine(device, utc_now, new_image_id, settings.annotators)
 
 
 def generate(settings: Settings, flags: argparse.Namespace) -> int:

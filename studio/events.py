@@ -100,11 +100,6 @@ Event = Ready | Queued | Started | Progress | Preview | ImageReady | Metric | Ch
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
-def to_line(event: Event) -> str:
-    """Return the event as one line of JSON, without the newline."""
-    return event.model_dump_json()
-
-
 def from_line(line: str | bytes) -> Event:
     """Read an event.
 

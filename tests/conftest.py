@@ -82,6 +82,15 @@ def stored(unit: dict[str, Any], blobs: BlobStore) -> dict[str, Any]:
     return unit
 
 
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
 def pixels(png: bytes) -> np.ndarray:
     """Return a PNG's pixels, (H, W, 3) uint8."""
     with Image.open(io.BytesIO(png)) as image:

@@ -21,7 +21,7 @@ from studio.records import Job
 from studio.spec import INPAINT, TEXT2IMAGE, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
-from tests.conftest import MODELS, Made
+from tests.conftest import MODELS, Made, pixels
 
 Draw = Callable[..., Made]
 
@@ -30,10 +30,6 @@ def png(picture: np.ndarray | Image.Image) -> bytes:
     buffer = io.BytesIO()
     (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def drawn(background: tuple[int, int, int], paint: tuple[int, int, int], side: int = 128) -> Image.Image:

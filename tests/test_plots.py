@@ -1,8 +1,7 @@
 """X/Y/Z plots: how axes are written, what a grid shows, cells as jobs that can be cancelled and resumed, the command line, the page."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +28,7 @@ from studio.store.plots import PlotStore
 from studio.ui.batch_panel import BatchPanel
 from studio.ui.control_panel import ControlPanel
 from studio.ui.plot_panel import PlotPanel, placeholder
-from tests.conftest import MODELS
+from tests.conftest import MODELS, wait_for
 
 BASE = GenerationRequest(prompt="a red circle on a blue background", num_inference_steps=2)
 
@@ -221,15 +220,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     plotter.close()
     dispatcher.close()
     database.close()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 def in_state(started: SimpleNamespace, plot_id: str, *states: str) -> Any:

@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore, new_job_id
 from studio.store.library import Library
-from tests.conftest import MODELS
+from tests.conftest import MODELS, wait_for
 
 PROMPT = "a red circle on a blue background"
 
@@ -33,15 +32,6 @@ def build(data: Path, executor: str) -> Dispatcher:
     runner = make_executor(settings, gallery, lambda event: dispatcher.hear(event))
     dispatcher = Dispatcher(runner, JobStore(database), Library((MODELS,), database), gallery.blobs)
     return dispatcher
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 def ended(dispatcher: Dispatcher, job_id: str) -> Any:

@@ -12,7 +12,8 @@ from studio.errors import StudioError
 from studio.events import Event, Failed, Finished, Stop
 from studio.lease import DeviceLease
 from studio.records import ImageRecord, Job, ModelRef
-from studio.store.gallery import Gallery
+from studio.settings import Settings
+from studio.store.gallery import Gallery, new_image_id, utc_now
 from studio.tools import ToolAnswer, ToolCall
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,19 @@ class StopFlag:
     def interrupted(self) -> bool:
         with self._lock:
             return self._kind == "interrupt"
+
+
+def open_engine(settings: Settings) -> Any:
+    """Load torch, open the device and return an Engine on it.
+
+    Raises:
+        DeviceError: if the device cannot be used.
+    """
+    from studio.engine.devices import open_device
+    from studio.engine.engine import Engine
+
+    device = open_device(settings.device, settings.cpu_threads)
+    return Engine(device, utc_now, new_image_id, settings.annotators)
 
 
 def run_job(

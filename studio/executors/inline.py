@@ -4,10 +4,10 @@ import threading
 from typing import Any
 
 from studio.events import Ready
-from studio.executors.base import Emit, Stop, StopFlag, run_job, run_tool
+from studio.executors.base import Emit, Stop, StopFlag, open_engine, run_job, run_tool
 from studio.records import Job, ModelRef
 from studio.settings import Settings
-from studio.store.gallery import Gallery, new_image_id, utc_now
+from studio.store.gallery import Gallery
 from studio.tools import ToolAnswer, ToolCall
 
 
@@ -21,13 +21,9 @@ class InlineExecutor:
         self._lock = threading.Lock()
 
     def _open_engine(self) -> Any:
-        from studio.engine.devices import open_device
-        from studio.engine.engine import Engine
-
         if self._engine is None:
-            device = open_device(self._settings.device, self._settings.cpu_threads)
-            self._engine = Engine(device, utc_now, new_image_id, self._settings.annotators)
-            self._heard(Ready(device=device.title))
+            self._engine = open_engine(self._settings)
+            self._heard(Ready(device=self._engine.device.title))
         return self._engine
 
     def start(self) -> None:

@@ -11,16 +11,16 @@ import queue
 import sys
 import threading
 import traceback
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter
 
 from studio.errors import DeviceError, StudioError
 from studio.events import Event, Ready
-from studio.executors.base import StopFlag, run_job, run_tool
+from studio.executors.base import StopFlag, open_engine, run_job, run_tool
 from studio.records import Job, ModelRef
 from studio.settings import Settings
-from studio.store.gallery import Gallery, new_image_id, utc_now
+from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.tools import ToolAnswer, ToolCall
 
@@ -56,24 +56,20 @@ class Worker:
 
     def work(self) -> None:
         """Load the libraries, say that we are ready, do what is asked."""
-        from studio.engine.devices import open_device
-        from studio.engine.engine import Engine
-
         data = self.settings.data_dir
         previews = data / "cache" / "previews"
         previews.mkdir(parents=True, exist_ok=True)
         gallery = Gallery(data / "images", ImageIndex(Database(data / "studio.db")))
         engine, problem = None, ""
         try:
-            device = open_device(self.settings.device, self.settings.cpu_threads)
-            engine = Engine(device, utc_now, new_image_id, self.settings.annotators)
+            engine = open_engine(self.settings)
             free, total = engine.device.memory or (None, None)
             self.emit(Ready(device=engine.device.title, memory_free=free, memory_total=total))
         except StudioError as error:
             problem = str(error)
             self.emit(Ready(device=self.settings.device, problem=problem))
 
-        def open_engine() -> Engine:
+        def opened() -> Any:
             if engine is None:
                 raise DeviceError(problem)
             return engine
@@ -85,10 +81,10 @@ class Worker:
             elif order["op"] == "run":
                 job = Job.model_validate(order["job"])
                 self._flag.begin(job.id)
-                run_job(open_engine, gallery, job, self.emit, self._flag, previews)
+                run_job(opened, gallery, job, self.emit, self._flag, previews)
             elif order["op"] == "tool":
                 tool = TOOLS.validate_python(order["tool"])
-                self.emit(run_tool(open_engine, gallery, order["call"], tool, self.settings.tool_pictures))
+                self.emit(run_tool(opened, gallery, order["call"], tool, self.settings.tool_pictures))
 
     def _warm(self, engine, model: ModelRef) -> None:
         try:
