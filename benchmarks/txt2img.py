@@ -2,7 +2,7 @@
 
 Served is `app.py`, really launched, with its worker process and previews on. The clock starts before the POST to the public endpoint
 `txt2img`, and stops when `GET /studio/state?since=` has said that the job is done; by then the picture is on disk for good, with its
-text and its row in the index. So the time has in it: two requests to Gradio, the job journal, the worker's pipe, a preview a step,
+text and its row in the index. So the time has in it: a request to Gradio, the job journal, the worker's pipe, a preview a step,
 PNG, text, fsync, index, and the state route with its clock tick. Bare is a process of its own that has the pipeline loaded, draws
 with `pipe(…).images[0].save(png)`, and waits for no disk; its time runs from the question to the answer through a pipe.
 

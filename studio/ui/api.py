@@ -49,7 +49,7 @@ class Api:
             self.job,
             self.cancel,
         ):
-            gr.api(answering(function), api_name=function.__name__, concurrency_limit=None)  # pyright: ignore[reportPrivateImportUsage]
+            gr.api(answering(function), api_name=function.__name__, concurrency_limit=None, queue=False)  # pyright: ignore[reportPrivateImportUsage]
 
     async def txt2img(  # noqa: PLR0913 - an endpoint is flat; a test compares it with GenerationRequest
         self,
