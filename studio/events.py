@@ -46,7 +46,7 @@ class Progress(Frozen):
 
 
 class Preview(Frozen):
-    """An approximation of the picture so far lies at `path` (replaced at each step)."""
+    """An approximation of the picture so far lies at `path`, until two more were made."""
 
     type: Literal["preview"] = "preview"
     job: str

@@ -100,7 +100,7 @@ def run_job(
     def commit(png: bytes, record: ImageRecord) -> str:
         return str(gallery.commit(png, record, job.owner))
 
-    preview = PreviewFile(previews / f"{job.id}.png") if previews and job.preview else None
+    preview = PreviewFile(previews, job.id) if previews and job.preview else None
     try:
         from studio.engine.engine import Watch
 
@@ -144,26 +144,40 @@ def run_tool(open_engine: Callable[[], Any], gallery: Gallery, call: str, tool: 
 
 
 class PreviewFile:
-    """The newest preview of a job. One that cannot be written is left out: a preview is never worth a picture."""
+    """The newest preview of a job. One that cannot be written is left out: a preview is never worth a picture.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Each has a name of its own: to rename over a file makes ext4 write the data out at once, which takes ten times as long. The one
+    before the newest stays, for a page that is just reading it.
+
+    Args:
+        folder: for the files.
+        job: id of the job.
+    """
+
+    def __init__(self, folder: Path, job: str) -> None:
+        self._folder, self._job = folder, job
+        self._number = 0
         self._told = False
 
     def save(self, png: bytes) -> str:
-        """Replace the file; return its path."""
-        part = self._path.with_suffix(".part")
+        """Write the next file; return its path."""
+        part, path = self._path("part"), self._path(self._number + 1)
         try:
             part.write_bytes(png)
-            part.replace(self._path)
+            part.rename(path)
+            self._number += 1
+            self._path(self._number - 2).unlink(missing_ok=True)
         except OSError as error:  # the disk is full, or (on Windows) the page is just reading the file
             if not self._told:
                 logger.warning("no preview: %s", error)
             self._told = True
-        return str(self._path)
+        return str(self._path(self._number))
 
     def remove(self) -> None:
-        """Delete the file; the picture itself is in the gallery now."""
-        for path in (self._path, self._path.with_suffix(".part")):
+        """Delete the files; the picture itself is in the gallery now."""
+        for name in ("part", self._number, self._number - 1):
             with contextlib.suppress(OSError):
-                path.unlink()
+                self._path(name).unlink()
+
+    def _path(self, name: str | int) -> Path:
+        return self._folder / f"{self._job}-{name}.png"

@@ -82,9 +82,13 @@ class Routes:
     async def preview(self, request: Request) -> Response:
         """Send the running job's newest preview to whoever knows the job's id."""
         path = self._services.dispatcher.preview_path(request.path_params["job"])
-        if path is None or not path.is_file():
+        try:
+            data = path.read_bytes() if path else None
+        except OSError:  # a newer one has replaced it
+            data = None
+        if data is None:
             return Response(status_code=404)
-        return Response(path.read_bytes(), media_type="image/png", headers={"Cache-Control": "no-store"})
+        return Response(data, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     async def image(self, request: Request) -> Response:
         """Send a picture as it was saved, byte for byte."""
