@@ -176,6 +176,7 @@ def test_png_info_reads_a_foreign_file(page: Any, tmp_path: Path) -> None:
     )
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png", pnginfo=facts)
     page.get_by_role("tab", name="Tools").click()
+    page.get_by_role("tab", name="PNG Info").click()
     page.set_input_files("#st-info-file input[type=file]", str(tmp_path / "other.png"))
     page.wait_for_function(
         "() => /Read as: a1111/.test(document.querySelector('#st-info-text textarea')?.value || '')", timeout=30_000
@@ -185,6 +186,18 @@ def test_png_info_reads_a_foreign_file(page: Any, tmp_path: Path) -> None:
         "() => document.querySelector('#field-prompt textarea')?.value.endsWith('a cat')", timeout=30_000
     )
     page.wait_for_function("() => document.querySelector('#field-seed input').value === '77'")
+
+
+def test_send_to_upscale(page: Any) -> None:
+    """The Tools tab was never opened: what lies in it is not in the document yet."""
+    before = source(page)
+    fill(page, "a yellow heart on a purple background")
+    page.click("#st-generate")
+    finished_picture(page, before)
+    page.get_by_role("button", name="Send to Upscale").click()
+    page.wait_for_selector("#st-upscale-image img")
+    page.click("#st-upscale-run")
+    page.wait_for_function("() => document.querySelector('#st-picture').naturalWidth === 256", timeout=60_000)
 
 
 def paint_a_bar(page: Any) -> None:

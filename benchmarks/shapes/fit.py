@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,11 @@ class Budget:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     save_seconds: float = 120.0
+
+    def scaled(self, minutes: float, rate: float) -> "Budget":
+        """Return a budget of other minutes, with learning rates multiplied by `rate`."""
+        muon = None if self.muon_rate is None else self.muon_rate * rate
+        return replace(self, minutes=minutes, learning_rate=self.learning_rate * rate, muon_rate=muon)
 
 
 def rank() -> int:

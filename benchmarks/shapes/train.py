@@ -3,7 +3,7 @@
 Stages, in order: `vae`, `text`, `unet`, `decoder`, `export`; `controlnet` and `t2i` when `--stages` asks for them. Each goes on
 where it was killed and is skipped once its folder exists in DIR. `--init presets/models/shapes` starts from the shipped weights
 instead of from nothing (the tokenizer and the text encoder are then kept, and so is the latent space: only `unet` and `decoder`
-learn). `--minutes unet=300 decoder=30` gives stages another budget. On a GPU add `--scale 8`. Several CPU processes:
+learn; `--rate 0.5` halves the learning rates for it). `--minutes unet=300 decoder=30` gives stages another budget. On a GPU add `--scale 8`. Several CPU processes:
 `python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.shapes.train …`.
 """
 
@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures that the denoiser learns from")
     parser.add_argument("--scale", type=int, default=1, help="times as many pictures a step, for a GPU")
     parser.add_argument("--minutes", nargs="*", default=[], metavar="STAGE=MINUTES")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of all learning rates")
     parser.add_argument(
         "--stages", nargs="*", default=["vae", "text", "unet", "decoder", "export"], choices=[*BUDGETS, "export"]
     )
@@ -186,7 +186,7 @@ def main() -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     minutes = {stage: float(value) for stage, value in (pair.split("=") for pair in args.minutes)}
-    budgets = {stage: replace(budget, minutes=minutes.get(stage, budget.minutes)) for stage, budget in BUDGETS.items()}
+    budgets = {stage: budget.scaled(minutes.get(stage, budget.minutes), args.rate) for stage, budget in BUDGETS.items()}
     recipe = Recipe(args, budgets)
     for stage in args.stages:
         if stage == "export":

@@ -8,9 +8,9 @@ from studio.ui.api import Api
 from studio.ui.gallery_tab import build_gallery_tab
 from studio.ui.generate_tab import GenerateTab
 from studio.ui.plot_panel import PlotPanel
+from studio.ui.png_info_panel import build_png_info
 from studio.ui.services import Services
 from studio.ui.text import TEXT
-from studio.ui.tools_tab import build_tools_tab
 from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
@@ -23,7 +23,7 @@ CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <
 def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        generate = GenerateTab(services)
+        generate, upscale = GenerateTab(services), UpscalePanel(services)
         with gr.Row(elem_id="st-head"):
             with gr.Column(scale=0, min_width=90):
                 gr.HTML(HEAD, padding=False)
@@ -36,11 +36,16 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build(page, tabs)
             with gr.Tab(TEXT["tab.gallery"], id="gallery") as tab:
                 build_gallery_tab(tab)
-            with gr.Tab(TEXT["tab.tools"], id="tools") as tab:
-                build_tools_tab(generate, tabs)
-                PlotPanel(services, generate).build(tab)
-                UpscalePanel(services).build(page, tabs)
-                build_vae_check(services, generate.controls["model"])
+            with gr.Tab(TEXT["tab.tools"], id="tools") as tab, gr.Tabs(elem_id="st-tools") as tools:
+                with gr.Tab(TEXT["tools.upscale"], id="upscale"):
+                    upscale.build(page, tabs)
+                with gr.Tab(TEXT["tools.plot"], id="plot") as section:
+                    PlotPanel(services, generate).build(tab, section)
+                with gr.Tab(TEXT["tools.info"], id="info"):
+                    build_png_info(generate, tabs)
+                with gr.Tab(TEXT["tools.vae"], id="vae"):
+                    build_vae_check(services, generate.controls["model"])
+        upscale.build_sender(tabs, tools)
         Api(services).register()
     return page
 

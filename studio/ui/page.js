@@ -323,6 +323,7 @@ window.studio = (() => {
           el("a", { class: "st-button", text: "Download", href: url("image/" + image.id), download: image.id + ".png" }),
           button("Send to Generate", "Put all settings of this picture into the form", () => { close(); restore(image.id); }),
           button("Send to img2img", "Start the next picture from this one", () => { close(); startFrom(image.id); }),
+          button("Send to Upscale", "Make this picture larger", () => { close(); enlarge(image.id); }),
           button("Close", "Close", close)), text);
       box.showModal();
     },

@@ -46,37 +46,36 @@ class PlotPanel:
     def __init__(self, services: Services, generate: GenerateTab) -> None:
         self._services, self._generate = services, generate
 
-    def build(self, tab: gr.Tab) -> None:
-        """Build the section, which stands in `tab`, and bind its events."""
+    def build(self, tools: gr.Tab, section: gr.Tab) -> None:
+        """Build the tool, which stands in `section` of `tools`, and bind its events."""
         fields = [(TEXT["plot.nothing"], "")]
         fields += [(label, name) for name, label in plot_fields().items() if name not in IMAGE_FIELDS]
         rows: dict[str, Any] = {}
-        with gr.Accordion(TEXT["group.plot"], open=False, elem_id="group-plot") as section:
-            gr.Markdown(TEXT["plot.help"], elem_classes="st-quiet")
-            for name, field in zip(AXES, SUGGESTED, strict=True):
-                with gr.Row(elem_classes="sp-axis"):
-                    label = TEXT[f"plot.{name}"]
-                    rows[f"{name}_field"] = gr.Dropdown(
-                        fields,
-                        value=field,
-                        label=label,
-                        filterable=True,
-                        scale=2,
-                        min_width=150,
-                        elem_id=f"field-{name}",
-                    )
-                    rows[f"{name}_values"] = gr.Textbox(
-                        label=TEXT["plot.values"],
-                        placeholder=placeholder(field),
-                        scale=4,
-                        min_width=200,
-                        elem_id=f"sp-values-{name}",
-                    )
-            count = gr.Markdown(TEXT["plot.count.none"], elem_id="sp-count", elem_classes="st-quiet")
-            start = gr.Button(TEXT["plot.start"], variant="primary", elem_id="sp-start")
-            result = gr.Textbox(visible="hidden")
-            gr.HTML(FRAME, padding=False)
-        for event in (section.expand, tab.select):  # the section is in the document from then on
+        gr.Markdown(TEXT["plot.help"], elem_classes="st-quiet")
+        for name, field in zip(AXES, SUGGESTED, strict=True):
+            with gr.Row(elem_classes="sp-axis"):
+                label = TEXT[f"plot.{name}"]
+                rows[f"{name}_field"] = gr.Dropdown(
+                    fields,
+                    value=field,
+                    label=label,
+                    filterable=True,
+                    scale=2,
+                    min_width=150,
+                    elem_id=f"field-{name}",
+                )
+                rows[f"{name}_values"] = gr.Textbox(
+                    label=TEXT["plot.values"],
+                    placeholder=placeholder(field),
+                    scale=4,
+                    min_width=200,
+                    elem_id=f"sp-values-{name}",
+                )
+        count = gr.Markdown(TEXT["plot.count.none"], elem_id="sp-count", elem_classes="st-quiet")
+        start = gr.Button(TEXT["plot.start"], variant="primary", elem_id="sp-start")
+        result = gr.Textbox(visible="hidden")
+        gr.HTML(FRAME, padding=False)
+        for event in (tools.select, section.select):  # the frame is in the document from then on
             event(None, js="() => { setTimeout(() => studio.plots.draw(), 50); }", api_visibility="private")
         self._bind(rows, count, start, result)
 

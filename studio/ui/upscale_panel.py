@@ -51,7 +51,7 @@ class UpscalePanel:
         gr.Markdown(TEXT["upscale.info"], elem_id="st-upscale")
         with gr.Row():
             with gr.Column(min_width=260):
-                picture = gr.Image(
+                picture = self._picture = gr.Image(
                     type="filepath",
                     format="png",
                     image_mode=None,
@@ -65,8 +65,6 @@ class UpscalePanel:
                 scale, upscaler = self._controls()
                 run = gr.Button(TEXT["upscale.run"], variant="primary", elem_id="st-upscale-run")
         result = gr.Textbox(visible="hidden")
-        sent = gr.Textbox(visible="hidden")
-        send = gr.Button("to upscale", elem_id="st-to-upscale", elem_classes="st-hidden")
         opener.upload(self.open, [opener], [picture], **PRIVATE)
         run.click(
             self.submit,
@@ -74,12 +72,17 @@ class UpscalePanel:
             outputs=[result, tabs],
             **PRIVATE,
         ).success(None, inputs=[result], js="(text) => { studio.submitted(text); }", api_visibility="private")
-        send.click(self.take, [sent], [picture, tabs], js="() => [studio.pending()]", **PRIVATE)
         page.load(
             lambda: gr.update(choices=upscaler_choices(self._services.library, drawing=False)),
             outputs=[upscaler],
             **PRIVATE,
         )
+
+    def build_sender(self, tabs: gr.Tabs, tools: gr.Tabs) -> None:
+        """Build what page.js clicks; outside of the tabs, because what is in one is not in the document until it is opened."""
+        sent = gr.Textbox(visible="hidden")
+        send = gr.Button("to upscale", elem_id="st-to-upscale", elem_classes="st-hidden")
+        send.click(self.take, [sent], [self._picture, tabs, tools], js="() => [studio.pending()]", **PRIVATE)
 
     def _controls(self) -> tuple[Any, Any]:
         """Build scale and upscaler; range and words are those of the request's fields."""
@@ -120,10 +123,10 @@ class UpscalePanel:
         except StudioError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def take(self, image_id: str, request: gr.Request) -> tuple[Any, Any]:
+    def take(self, image_id: str, request: gr.Request) -> tuple[Any, Any, Any]:
         """Put a picture of the gallery into the tool and show it."""
         try:
             path = self._services.gallery.path(image_id, self._owner(request))
         except StudioError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return self.open(str(path)), gr.Tabs(selected="tools")
+        return self.open(str(path)), gr.Tabs(selected="tools"), gr.Tabs(selected="upscale")

@@ -23,7 +23,8 @@ def build_vae_check(services: Services, model: Any) -> None:
                 label=TEXT["vae.given"], elem_id="st-vae-image", height=220,
             )  # fmt: skip
             run = gr.Button(TEXT["vae.run"], elem_id="st-vae-run")
-        result = gr.HTML(f'<div class="st-quiet">{TEXT["vae.empty"]}</div>', elem_id="st-vae-result", padding=False)
+        with gr.Column(min_width=260):
+            result = gr.HTML(f'<div class="st-quiet">{TEXT["vae.empty"]}</div>', elem_id="st-vae-result", padding=False)
 
     def check(path: str | None, model_id: str) -> str:
         if not path:

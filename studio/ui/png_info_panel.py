@@ -1,4 +1,4 @@
-"""The Tools tab: PNG Info reads how a picture was made and sends that to the form."""
+"""PNG Info in the Tools tab: reads how a picture was made and sends that to the form."""
 
 import json
 from pathlib import Path
@@ -15,22 +15,22 @@ from studio.ui.text import TEXT
 def describe(found: Found) -> str:
     """Return what was read as plain text."""
     if found.source == "none" and not found.values:
-        return " ".join([TEXT["tools.nothing"], *found.notes])
+        return " ".join([TEXT["info.nothing"], *found.notes])
     facts = found.text or json.dumps(found.values, indent=1, ensure_ascii=False)
     return "\n".join([facts, "", f"Read as: {found.source}", *found.notes])
 
 
-def build_tools_tab(generate: GenerateTab, tabs: gr.Tabs) -> None:
-    """Build PNG Info; `generate` is the form that it fills."""
+def build_png_info(generate: GenerateTab, tabs: gr.Tabs) -> None:
+    """Build the tool; `generate` is the form that it fills."""
     private = {"api_visibility": "private", "queue": False}
-    gr.Markdown(TEXT["tools.info"])
+    gr.Markdown(TEXT["info.help"])
     with gr.Row():
         picture = gr.File(
             label="Picture", file_types=[".png", ".jpg", ".jpeg", ".webp"], type="filepath", elem_id="st-info-file"
         )
         text = gr.Textbox(label="What it says", lines=10, interactive=False, elem_id="st-info-text")
     values = gr.State({})
-    send = gr.Button(TEXT["tools.send"], interactive=False, elem_id="st-info-send")
+    send = gr.Button(TEXT["info.send"], interactive=False, elem_id="st-info-send")
 
     def read(path: str | None) -> tuple[str, dict[str, Any], Any]:
         if path is None:
