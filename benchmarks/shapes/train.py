@@ -3,7 +3,8 @@
 Stages, in order: `vae`, `text`, `unet`, `decoder`, `export`; `controlnet` and `t2i` when `--stages` asks for them. Each goes on
 where it was killed and is skipped once its folder exists in DIR. `--init presets/models/shapes` starts from the shipped weights
 instead of from nothing (the tokenizer and the text encoder are then kept, and so is the latent space: only `unet` and `decoder`
-learn; `--rate 0.5` halves the learning rates for it). `--minutes unet=300 decoder=30` gives stages another budget. On a GPU add `--scale 8`. Several CPU processes:
+learn; `--rate 0.5` halves the learning rates for it). `--minutes unet=300 decoder=30` gives stages another budget. On a GPU add
+`--scale 8`. Several CPU processes:
 `python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.shapes.train …`.
 """
 
