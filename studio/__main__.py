@@ -236,7 +236,7 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
     if record.model.refiner and model.refiner and record.model.refiner.sha256 != model.refiner.sha256:
         lines.append(f"refiner: {record.model.refiner.sha256[:12]} then, {model.refiner.sha256[:12]} now")
     was, here = record.machine.model_dump(), engine.device.machine.model_dump()
-    lines += [f"{name}: {was[name]} then, {here[name]} now" for name in was if was[name] != here[name]]
+    lines += [f"{name}: {was[name]} then, {here[name]} now" for name in was if was[name] not in ("", here[name])]
     pixels = pixel_difference(flags.image, made)
     print("\n".join([pixels, *lines] if pixels else ["identical"]))
     return DIFFERENT if pixels else DONE

@@ -66,6 +66,8 @@ class Machine(Frozen):
     device: str
     dtype: str
     cpu_threads: int
+    opencv: str = ""  # with controlnet_aux, decides what a preprocessor makes; older pictures do not say it
+    controlnet_aux: str = ""
 
 
 class ImageRecord(Frozen):

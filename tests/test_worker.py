@@ -19,6 +19,7 @@ from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore, new_job_id
 from studio.store.library import Library
+from studio.tools import PreprocessCall
 from tests.conftest import MODELS, wait_for
 
 PROMPT = "a red circle on a blue background"
@@ -301,3 +302,23 @@ def test_a_row_of_another_version_does_not_stop_the_queue(tmp_path: Path, librar
     database.execute("INSERT INTO jobs(id, rank, state, owner, job) VALUES ('old', 1, 'queued', 'me', '{}')")
     assert jobs.claim() is None
     assert jobs.waiting() == []
+
+
+def test_a_tool_that_nobody_waits_for_is_left_out(running: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from studio.store.blobs import encode
+
+    picture = running.blobs.add(encode(Image.new("RGB", (64, 64), "red")), "image")
+    call = PreprocessCall(image=picture, preprocessor="canny")
+    made = running.executor._settings.tool_pictures  # type: ignore[attr-defined]
+    before = len(list(made.glob("*.png"))) if made.is_dir() else 0
+    job = running.submit(GenerationRequest(prompt=PROMPT, seed=5, num_inference_steps=80), "me")
+    wait_for(lambda: in_step(running, job.id))
+    monkeypatch.setattr("studio.executors.worker.TOOL_WAIT", 0.2)
+    assert "busy with a longer job" in running.executor.ask(call).problem
+    running.cancel(job.id, None)
+    wait_for(lambda: ended(running, job.id))
+    monkeypatch.undo()
+    assert running.executor.ask(call).problem == ""
+    assert len(list(made.glob("*.png"))) == before + 1

@@ -1,7 +1,9 @@
 """Which device, which number format, and what else decides the last bits of a picture."""
 
+import importlib.metadata
 from dataclasses import dataclass
 
+import cv2
 import diffusers
 import torch
 import transformers
@@ -9,6 +11,8 @@ import transformers
 from studio.errors import DeviceError
 from studio.records import Machine
 from studio.settings import VERSION
+
+CONTROLNET_AUX = importlib.metadata.version("controlnet-aux")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Device:
             device=self.title,
             dtype=str(self.dtype).removeprefix("torch."),
             cpu_threads=self.cpu_threads,
+            opencv=cv2.__version__,
+            controlnet_aux=CONTROLNET_AUX,
         )
 
     @property

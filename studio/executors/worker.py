@@ -131,6 +131,7 @@ class WorkerExecutor:
             return answer.get(timeout=TOOL_WAIT)
         except queue.Empty:
             self._asked.pop(call, None)
+            self._send({"op": "forget", "call": call})
             return ToolAnswer(call=call, problem="The device is busy with a longer job; try again when it is done")
 
     def run(self, job: Job, emit: Emit) -> None:

@@ -37,6 +37,7 @@ class Worker:
         self._lock = threading.Lock()
         self._todo: queue.Queue[dict] = queue.Queue()
         self._flag = StopFlag()
+        self._forgotten: set[str] = set()  # tool calls that nobody waits for any more
         self.settings = Settings.model_validate(json.loads(orders.readline())["settings"])
 
     def emit(self, event: Event | ToolAnswer) -> None:
@@ -50,6 +51,8 @@ class Worker:
             order = json.loads(line)
             if order["op"] == "stop":
                 self._flag.ask(order["job"], order["kind"])
+            elif order["op"] == "forget":
+                self._forgotten.add(order["call"])
             else:
                 self._todo.put(order)
         os._exit(0)
@@ -82,7 +85,7 @@ class Worker:
                 job = Job.model_validate(order["job"])
                 self._flag.begin(job.id)
                 run_job(opened, gallery, job, self.emit, self._flag, previews)
-            elif order["op"] == "tool":
+            elif order["op"] == "tool" and order["call"] not in self._forgotten:
                 tool = TOOLS.validate_python(order["tool"])
                 self.emit(run_tool(opened, gallery, order["call"], tool, self.settings.tool_pictures))
 

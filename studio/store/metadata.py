@@ -239,6 +239,7 @@ def from_parameters(text: str) -> Found:
         ("Hires upscale", "hires_scale", float),
         ("Hires steps", "hires_steps", int),
         ("Hires upscaler", "hires_upscaler", upscaler_name),
+        ("Refiner switch at", "refiner_start", float),
         ("Clip skip", "clip_skip", lambda value: int(value) - 1),
     ):
         if key in facts:
@@ -254,6 +255,8 @@ def from_parameters(text: str) -> Found:
         notes.append(
             f"made with the model {facts['Model']} (hash {facts.get('Model hash', 'unknown')}); your model is kept"
         )
+    if "Refiner" in facts:
+        notes.append(f"its last steps were drawn by the refiner {facts['Refiner']}; choose yours below Refiner")
     return Found(source="a1111", values=values, notes=tuple(notes), text=text)
 
 

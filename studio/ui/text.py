@@ -95,7 +95,7 @@ TEXT = {
     "info.help": "Drop a picture to read how it was made (Studio, A1111 and ComfyUI files).",
     "info.nothing": "This picture does not say how it was made.",
     "info.send": "Send to Generate",
-    "upscale.info": "Make a finished picture larger, without drawing anything anew.",
+    "upscale.info": "Make a finished picture larger, without drawing anything anew. Transparent parts become white.",
     "upscale.picture": "Picture to enlarge",
     "upscale.models": "Lanczos is always there; .safetensors files in `models/upscalers` appear at the next page load.",
     "upscale.run": "Upscale",
