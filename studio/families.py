@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.errors import InvalidRequest, ModelError
+from studio.prompt_syntax import is_scheduled, moments, parse_prompt
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, GenerationRequest
 from studio.units import UNIT_FIELDS
 
@@ -27,6 +28,7 @@ class ModelFamily:
         noise: `flow` if only flow-matching schedulers work: others run and draw nonsense; "" if the model's own scheduler decides.
         refused_schedulers: that have the right noise and still do not work.
         text_limits: lengths, ascending, that the T5 encoder's tokens are padded to; nothing longer is read.
+        syntax: whether its text encoders can weigh words, so that A1111's prompt syntax means something; else brackets are text.
         size_step: of width and height in pixels: cells of the autoencoder times patches of the denoiser.
         marks: flags of `model_index.json` that make a model another kind.
         pag_pipelines: task -> diffusers class name with perturbed attention guidance.
@@ -53,6 +55,7 @@ class ModelFamily:
     noise: str = ""
     refused_schedulers: frozenset[str] = frozenset()
     text_limits: tuple[int, ...] = ()
+    syntax: bool = True
     size_step: int = 8
     options: frozenset[str] = frozenset({"eta", "guidance_rescale", "clip_skip"})
     arguments: tuple[str, ...] = ("guidance_scale", "eta")
@@ -198,6 +201,7 @@ FAMILIES: dict[str, ModelFamily] = {
         noise="flow",
         refused_schedulers=frozenset({"Flow Heun"}),  # takes no noise levels from the pipeline
         text_limits=(512,),
+        syntax=False,
         size_step=16,
         options=frozenset({"true_cfg_scale"}),
         arguments=("guidance_scale", "true_cfg_scale"),
@@ -301,6 +305,27 @@ def _check_units(facts: ModelFamily, request: GenerationRequest) -> None:
             raise InvalidRequest("pag_scale", f"pag_scale does not work together with {name}; set it to 0")
 
 
+def _check_prompts(facts: ModelFamily, kind: str, passes: set[str], request: GenerationRequest) -> None:
+    """Refuse weights out of range, and words that change on the way where a pipeline cannot change them."""
+    if not facts.syntax:
+        return
+    for name in ("prompt", "negative_prompt"):
+        text = getattr(request, name)
+        for _, said in moments(text, 100, name):
+            parse_prompt(said, name)
+        if "[" not in text or not is_scheduled(text):
+            continue
+        others = [other for other in ("pag_scale", "refiner") if getattr(request, other)]
+        if kind or others or not passes <= facts.interval_tasks:
+            reason = (
+                f"together with {others[0]}" if others else f"with {facts.title} here ({', '.join(sorted(passes))})"
+            )
+            raise InvalidRequest(
+                name,
+                f"{name} changes on the way (`[a:b:0.5]`, `[a|b]`), which does not work {reason}; write one of the two",
+            )
+
+
 def check_request(family: str, kind: str, request: GenerationRequest) -> None:
     """Refuse what a family cannot do, or would silently not do.
 
@@ -333,6 +358,7 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
     for name in ("pag_scale", "refiner"):
         _check_alone(request, name)
     _check_units(facts, request)
+    _check_prompts(facts, kind, passes, request)
     sizes = {"width": request.canvas} | ({"hires_scale": request.hires_size} if request.hires_scale > 1 else {})
     for name, size in sizes.items():
         if any(side % facts.size_step for side in size):

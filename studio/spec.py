@@ -34,7 +34,12 @@ RESIZE_LABELS: dict[ResizeMode, str] = {
 class GenerationRequest(Frozen):
     """Everything that decides the pixels. `None` means: the model's own default."""
 
-    prompt: Annotated[str, control("Prompt", "prompt", "What to draw.", max_length=PROMPT_MAX, lines=3)] = ""
+    prompt: Annotated[
+        str,
+        control(
+            "Prompt", "prompt", "What to draw; (word:1.3) counts more, [word] less.", max_length=PROMPT_MAX, lines=3
+        ),
+    ] = ""
     negative_prompt: Annotated[
         str,
         control(

@@ -23,6 +23,7 @@ PURE = {
     "grid",
     "plots",
     "preprocessors",
+    "prompt_syntax",
     "records",
     "units",
     "tools",

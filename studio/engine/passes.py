@@ -78,19 +78,24 @@ def run_pass(
         Pictures (B, 3, H, W) in [0, 1], or latents (B, C, h, w) with `output_type="latent"`.
     """
     number, within = len(generators), guided(request)
-    state = {"on": within(0.0)}
+    state: dict[str, Any] = {"on": within(0.0), "said": prompts.at(0.0)}
     size = (more["width"], more["height"]) if "width" in more else None
     wanted = more.pop("output_type", "pt")
     decoded_here = request.task in family.decoded_here
 
     def after_step(pipe: Any, step: int, timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         steps.done(pipe, step, unpacked(pipe, values["latents"], size))
-        on = within((step + 1) / pipe.num_timesteps)
-        if not prompts.negative or on == state["on"]:
+        fraction = (step + 1) / pipe.num_timesteps
+        on, said = within(fraction), prompts.at(fraction)
+        turned = on != state["on"] and bool(said.negative)
+        if not turned and said is state["said"]:
             return {}
-        # diffusers' own way to change guidance half-way ("Dynamic classifier-free guidance" in its callbacks guide)
-        state["on"], pipe._guidance_scale = on, request.guidance_scale if on else 1.0
-        return prompts.switched(family.switched, values, number, guided=on)
+        if (
+            turned
+        ):  # diffusers' own way to change guidance half-way ("Dynamic classifier-free guidance" in its callbacks guide)
+            pipe._guidance_scale = request.guidance_scale if on else 1.0
+        state.update(on=on, said=said)
+        return said.switched(family.switched, values, number, guided=on and bool(said.negative))
 
     arguments = {name: getattr(request, name) for name in family.arguments}
     if request.pag_scale:

@@ -1,13 +1,17 @@
-"""From text to what the denoiser reads: CLIP prompts of any length, in chunks of 75 tokens as A1111 does, T5, and clip skip."""
+"""From text to what the denoiser reads: CLIP prompts of any length, in chunks of 75 tokens as A1111 does, T5, and clip skip.
+
+Weights, breaks and schedules (`prompt_syntax`) count where a family's descriptor says so; T5 hears the words without weights.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from studio.errors import InvalidRequest, shown
 from studio.families import FAMILIES, ModelFamily
+from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text
 from studio.records import ModelRef
 from studio.spec import GenerationRequest
 
@@ -16,10 +20,19 @@ Embeddings = dict[str, torch.Tensor]  # name of a pipeline's argument -> (1, ...
 
 @dataclass(frozen=True)
 class Prompts:
-    """A prompt and a negative prompt, encoded; `negative` is empty when guidance is off."""
+    """A prompt and a negative prompt, encoded; `negative` is empty when guidance is off.
+
+    `later` is what they become, each from its part of the steps on, ascending.
+    """
 
     positive: Embeddings
     negative: Embeddings
+    later: tuple[tuple[float, "Prompts"], ...] = ()
+
+    def at(self, fraction: float) -> "Prompts":
+        """Return what counts at a part of the steps."""
+        begun = [prompts for start, prompts in self.later if start <= fraction + 1e-6]
+        return begun[-1] if begun else self
 
     def arguments(self, number: int) -> Embeddings:
         """Return what a pipeline is told, for `number` pictures."""
@@ -40,7 +53,8 @@ class Prompts:
         changed = {}
         for name, embedding in names.items():
             row = repeated(self.positive[embedding], number) if embedding else values[name][-number:]
-            other = repeated(self.negative[embedding], number) if embedding else row
+            if guided:
+                other = repeated(self.negative[embedding], number) if embedding else row
             changed[name] = torch.cat([other, row]) if guided else row
         return changed
 
@@ -60,20 +74,38 @@ def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef) -> Pr
 
     Raises:
         InvalidRequest: if clip skip leaves no layer, or a prompt is longer than the model reads.
+
+    Returns:
+        What counts at first, with what it becomes.
     """
     family = FAMILIES[model.family]
     texts = {"prompt": request.prompt}
     if (getattr(request, family.guidance) or 1) > 1:
         texts["negative_prompt"] = request.negative_prompt
-    encoded = ENCODERS[family.prompts](pipe, family, texts, request.clip_skip)
-    return Prompts(encoded[0], encoded[1] if len(encoded) > 1 else {})
+    steps = request.num_inference_steps or 1
+    told = {name: moments(text, steps, name) if family.syntax else [(0.0, text)] for name, text in texts.items()}
+    known: dict[tuple[str, ...], Prompts] = {}
+    said = []
+    for start in sorted({start for schedule in told.values() for start, _ in schedule}):
+        now = {name: [text for begins, text in schedule if begins <= start][-1] for name, schedule in told.items()}
+        key = tuple(now.values())
+        if key not in known:
+            encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip)
+            known[key] = Prompts(encoded[0], encoded[1] if len(encoded) > 1 else {})
+        said.append((start, known[key]))
+    return replace(said[0][1], later=tuple(said)) if len(said) > 1 else said[0][1]
 
 
 def encode_clip(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
     """Encode for one CLIP: states (1, chunks * 77, width)."""
     check_clip_skip(clip_skip, pipe.text_encoder)
-    chunks = chunk_tokens(pipe.tokenizer, list(texts.values()))
-    return [{"prompt_embeds": encode_chunks(pipe.text_encoder, row[None], clip_skip)} for row in chunks]
+    ids, weights = chunk_prompts(pipe.tokenizer, texts)
+    encoder = pipe.text_encoder
+    states = [encode_chunks(encoder, row[None], clip_skip) for row in ids]
+    if (weights != 1).any():
+        empty = encode_chunks(encoder, chunk_tokens(pipe.tokenizer, [""]), clip_skip)
+        states = [weighted(*pair, empty) for pair in zip(states, weights, strict=True)]
+    return [{"prompt_embeds": state} for state in states]
 
 
 def encode_sdxl(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
@@ -86,7 +118,7 @@ def encode_sdxl(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
         for which in ("", "_2")
         if getattr(pipe, f"text_encoder{which}", None) is not None
     ]
-    states, pooled = encode_penultimate(parts, list(texts.values()), clip_skip)
+    states, pooled = encode_penultimate(parts, texts, clip_skip)
     encoded = [
         {"prompt_embeds": state, "pooled_prompt_embeds": pool[-1]} for state, pool in zip(states, pooled, strict=True)
     ]
@@ -101,12 +133,13 @@ def encode_sd3(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip:
     Without its T5 encoder, which is optional, the model gets zeros in its place.
     """
     parts = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
-    states, pooled = encode_penultimate(parts, list(texts.values()), clip_skip)
+    states, pooled = encode_penultimate(parts, texts, clip_skip)
     if pipe.text_encoder_3 is None:
         width = pipe.transformer.config.joint_attention_dim
         read = [states[0].new_zeros(1, family.text_limits[0], width) for _ in texts]
     else:
-        read = encode_t5(pipe.tokenizer_3, pipe.text_encoder_3, family, texts)
+        plain = {name: plain_text(parse_prompt(text, name)) for name, text in texts.items()}
+        read = encode_t5(pipe.tokenizer_3, pipe.text_encoder_3, family, plain)
     encoded = []
     for state, pool, more in zip(states, pooled, read, strict=True):
         wide = torch.nn.functional.pad(state, (0, more.shape[-1] - state.shape[-1]))
@@ -144,13 +177,45 @@ def chunk_tokens(tokenizer: Any, texts: list[str], least: int = 1) -> torch.Tens
         texts: all get as many chunks as the longest.
         least: number of chunks.
     """
-    length = tokenizer.model_max_length
-    room = length - 2
-    ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
-    number = max(least, max(-(-len(row) // room) for row in ids))
-    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    rows = [[[bos, *row[i * room : (i + 1) * room], eos] for i in range(number)] for row in ids]
-    return torch.tensor([[part + [pad] * (length - len(part)) for part in row] for row in rows])
+    return _chunks(tokenizer, [[[Piece(text)]] for text in texts], least)[0]
+
+
+def chunk_prompts(tokenizer: Any, texts: dict[str, str], least: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut prompts (field -> text) into chunks as their weights and breaks say: token ids and weights, both as `chunk_tokens`."""
+    return _chunks(tokenizer, [parse_prompt(text, name) for name, text in texts.items()], least)
+
+
+def _chunks(tokenizer: Any, prompts: list[list[list[Piece]]], least: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn the sections of each prompt into chunks."""
+    length, bos, eos = tokenizer.model_max_length, tokenizer.bos_token_id, tokenizer.eos_token_id
+    room, filler = length - 2, (tokenizer.pad_token_id, 1.0)
+    rows: list[list[list[tuple[int, float]]]] = []
+    for sections in prompts:
+        rows.append([])
+        for section in sections:
+            words = [(i, piece.weight) for piece in section for i in _token_ids(tokenizer, piece.text)]
+            rows[-1] += [words[start : start + room] for start in range(0, max(1, len(words)), room)]
+    number = max(least, *map(len, rows))
+    filled = [[[(bos, 1.0), *chunk, (eos, 1.0)] for chunk in [*row, *[[]] * (number - len(row))]] for row in rows]
+    filled = [[chunk + [filler] * (length - len(chunk)) for chunk in row] for row in filled]
+    ids, weights = ([[[pair[i] for pair in chunk] for chunk in row] for row in filled] for i in (0, 1))
+    return torch.tensor(ids), torch.tensor(weights)
+
+
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def weighted(states: torch.Tensor, weights: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    """Move each token's state away from what an empty prompt says at its place, or towards it.
+
+    Args:
+        states: (1, chunks * length, width).
+        weights: (chunks, length); 1 leaves a state as it is.
+        empty: (1, length, width).
+    """
+    base = empty.repeat(1, len(weights), 1)
+    return base + (states - base) * weights.flatten()[None, :, None].to(states)
 
 
 def encode_chunks(encoder: Any, chunks: torch.Tensor, clip_skip: int = 0) -> torch.Tensor:
@@ -169,29 +234,40 @@ def encode_chunks(encoder: Any, chunks: torch.Tensor, clip_skip: int = 0) -> tor
 
 
 def encode_penultimate(
-    parts: list[tuple[Any, Any]], texts: list[str], clip_skip: int
+    parts: list[tuple[Any, Any]], texts: dict[str, str], clip_skip: int
 ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
     """Encode with several CLIPs as models since SDXL do: the states before the last layer, `clip_skip` layers earlier still.
 
     Args:
         parts: tokenizer and text encoder of each.
-        texts: all get as many chunks.
+        texts: field -> prompt; all get as many chunks.
         clip_skip: counts from the layer before the last.
 
     Returns:
         For each text (1, chunks * 77, sum of widths), and each encoder's own summary of the first chunk, (1, width).
     """
     check_clip_skip(clip_skip, *(encoder for _, encoder in parts))
-    most = max(chunk_tokens(tokenizer, texts).shape[1] for tokenizer, _ in parts)
+    most = max(chunk_prompts(tokenizer, texts)[0].shape[1] for tokenizer, _ in parts)
     states: list[list[torch.Tensor]] = [[] for _ in texts]
     pooled: list[list[torch.Tensor]] = [[] for _ in texts]
     for tokenizer, encoder in parts:
-        for number, chunks in enumerate(chunk_tokens(tokenizer, texts, most)):
-            said = encoder(chunks.to(encoder.device), output_hidden_states=True)
-            hidden = said.hidden_states[-(clip_skip + 2)]
-            states[number].append(hidden.reshape(1, -1, hidden.shape[-1]))
-            pooled[number].append(said[0][:1])
+        ids, weights = chunk_prompts(tokenizer, texts, most)
+        for number, chunks in enumerate(ids):
+            hidden, summary = _penultimate(encoder, chunks, clip_skip)
+            if (weights[number] != 1).any():
+                hidden = weighted(
+                    hidden, weights[number], _penultimate(encoder, chunk_tokens(tokenizer, [""])[0], clip_skip)[0]
+                )
+            states[number].append(hidden)
+            pooled[number].append(summary)
     return [torch.cat(row, dim=-1) for row in states], pooled
+
+
+def _penultimate(encoder: Any, chunks: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode (chunks, length) ids: states (1, chunks * length, width), and the summary of the first chunk, (1, width)."""
+    said = encoder(chunks.to(encoder.device), output_hidden_states=True)
+    hidden = said.hidden_states[-(clip_skip + 2)]
+    return hidden.reshape(1, -1, hidden.shape[-1]), said[0][:1]
 
 
 def encode_t5(tokenizer: Any, encoder: Any, family: ModelFamily, texts: dict[str, str]) -> list[torch.Tensor]:

@@ -270,5 +270,5 @@ def unknown_words(text: str, model: Model) -> list[str]:
     """Return the words of a prompt that a model with a word list does not know, in order, each once."""
     if not model.words:
         return []
-    letters = "".join(ch.lower() if ch.isalnum() else " " for ch in text)
+    letters = "".join(ch.lower() if ch.isalnum() else " " for ch in text.replace("BREAK", " "))
     return [word for word in dict.fromkeys(letters.split()) if word not in model.words and not word.isdigit()]
