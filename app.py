@@ -16,6 +16,7 @@ import psutil
 from studio.errors import StudioError
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
+from studio.store.blobs import limit_pillow
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore
@@ -89,6 +90,7 @@ def prepare_environment() -> None:
             os.environ[name] = value
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    limit_pillow()
 
 
 def set_up_logging(data_dir: Path) -> None:
@@ -251,8 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the app; return the exit code."""
     try:
         given = parse_flags(sys.argv[1:] if arguments is None else arguments)
-        flags = space_defaults(dict(os.environ)) | {name: value for name, value in given.items() if value is not None}
-        settings = read_settings(flags, dict(os.environ))
+        settings = read_settings(given, dict(os.environ), space_defaults(dict(os.environ)))
         prepare_environment()
         try:
             set_up_logging(settings.data_dir)

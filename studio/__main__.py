@@ -21,7 +21,7 @@ from studio.records import ImageRecord, Job
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
-from studio.store.blobs import BlobStore
+from studio.store.blobs import BlobStore, limit_pillow
 from studio.store.library import Library
 from studio.units import IMAGE_FIELDS, pictures_of
 
@@ -208,6 +208,8 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
     from studio.plots import grid_sentence
     from studio.store.metadata import read_picture
 
+    if not flags.image.is_file():
+        raise InvalidRequest("image", f"image={str(flags.image)!r} is not there; name a picture that Studio made")
     found = read_picture(flags.image)
     record = found.record
     if found.grid:
@@ -339,9 +341,11 @@ def families(settings: Settings, flags: argparse.Namespace) -> int:
 def reindex(settings: Settings, flags: argparse.Namespace) -> int:
     """`reindex`: forget the index and read every picture file again."""
     from studio.store.gallery import Gallery
-    from studio.store.index import Database, ImageIndex
+    from studio.store.index import Database, ImageIndex, put_aside_damaged
 
     lock = FolderLock(settings.data_dir)  # a running app writes pictures and rows between our reading and our writing
+    if set_aside := put_aside_damaged(settings.data_dir / "studio.db"):
+        print(f"the index was damaged and is now {set_aside}; the jobs that waited in it are lost", file=sys.stderr)
     gallery = Gallery(settings.data_dir / "images", ImageIndex(Database(settings.data_dir / "studio.db")))
     number = gallery.reconcile(rebuild=True)
     lock.release()
@@ -385,6 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parse_flags(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    limit_pillow()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     given = {"data_dir": flags.data_dir, "device": flags.device, "cpu_threads": flags.cpu_threads}
     given["extra_models"] = tuple(flags.extra_models) if flags.extra_models else None

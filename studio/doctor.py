@@ -10,8 +10,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+from studio.errors import StorageError
 from studio.fields import Frozen
 from studio.settings import ROOT, VERSION, Settings
+from studio.store.index import damage
 from studio.store.library import Library
 
 DISK_MIN = 5 * 2**30
@@ -55,7 +57,15 @@ class Finding(Frozen):
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at Python, the packages, the GPU, the disk, the folders and the models."""
-    return [_python(), _packages(), _device(settings), _disk(settings), _folders(settings), _models(settings)]
+    return [
+        _python(),
+        _packages(),
+        _device(settings),
+        _disk(settings),
+        _folders(settings),
+        _index(settings),
+        _models(settings),
+    ]
 
 
 def _python() -> Finding:
@@ -177,6 +187,17 @@ def _folders(settings: Settings) -> Finding:
     return Finding(name="folders", ok=True, text=f"{settings.data_dir} can be written")
 
 
+def _index(settings: Settings) -> Finding:
+    path = settings.data_dir / "studio.db"
+    problem = damage(path)
+    return Finding(
+        name="index",
+        ok=not problem,
+        text=f"{path} is damaged: {problem}" if problem else "index and queue can be read",
+        cure="python -m studio reindex builds it anew from the pictures; the queue is lost" if problem else "",
+    )
+
+
 def _models(settings: Settings) -> Finding:
     found = Library(settings.model_folders).models()
     bad = [f"{model.id} ({model.problem})" for model in found if model.problem]
@@ -200,7 +221,20 @@ def without_secrets(text: str) -> str:
 
 
 def write_bundle(path: Path, findings: list[Finding], settings: Settings) -> None:
-    """Write findings and the ends of the logs into a zip, without secrets, prompts or pictures."""
+    """Write findings and the ends of the logs into a zip, without secrets, prompts or pictures.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    try:
+        _write_bundle(path, findings, settings)
+    except OSError as error:
+        raise StorageError(
+            f"bundle={str(path)!r} cannot be written ({error.strerror}); choose another place"
+        ) from error
+
+
+def _write_bundle(path: Path, findings: list[Finding], settings: Settings) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
         report = {"studio": VERSION, "findings": [finding.model_dump() for finding in findings]}
         bundle.writestr("report.json", without_secrets(json.dumps(report, indent=1)))

@@ -71,13 +71,15 @@ class Settings(Frozen):
         return self.data_dir / "models" / "annotators"
 
 
-def read_settings(flags: dict[str, object], environment: dict[str, str]) -> Settings:
-    """Join flags (which win) and `STUDIO_*` variables.
+def read_settings(
+    flags: dict[str, object], environment: dict[str, str], usual: dict[str, object] | None = None
+) -> Settings:
+    """Join flags (which win), `STUDIO_*` variables, and what is usual at this place.
 
     Raises:
         StudioError: one sentence naming the first wrong setting.
     """
-    values: dict[str, object] = {}
+    values: dict[str, object] = dict(usual or {})
     for name in Settings.model_fields:
         text = environment.get(f"STUDIO_{name.upper()}")
         if text:

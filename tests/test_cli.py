@@ -211,8 +211,47 @@ def test_the_bundle_has_no_secrets(tmp_path: Path) -> None:
         assert "hunter2" not in without_secrets(text)
 
 
+def test_a_damaged_index_is_named_and_built_anew(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "data" / "studio.db"
+    database.parent.mkdir(exist_ok=True)
+    database.write_bytes(b"this is no database " * 1000)
+    found = {finding.name: finding for finding in examine(settings.model_copy(update={"data_dir": database.parent}))}
+    assert not found["index"].ok
+    assert "reindex" in found["index"].cure
+    assert main(["reindex"]) == 0
+    assert "0 pictures" in capsys.readouterr().out
+    assert len(list(database.parent.glob("studio.db.damaged-*"))) == 1
+    found = {finding.name: finding for finding in examine(settings.model_copy(update={"data_dir": database.parent}))}
+    assert found["index"].ok
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(tmp_path / "no.png"), "--out", str(tmp_path)]) == 2
+    assert "no.png' is not there" in capsys.readouterr().err
+    assert main(["doctor", "--bundle", str(tmp_path / "no" / "such.zip")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_picture_of_too_many_pixels_is_one_line(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    request = write_request(tmp_path, {"prompt": PROMPT, "image": "bomb.png"})
+    command = [sys.executable, "-m", "studio", "generate", "--request", request, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "pixels; make the picture smaller" in done.stderr
+
+
 def test_settings_come_from_flags_and_variables(tmp_path: Path) -> None:
     from studio.errors import StudioError
+
+    usual: dict[str, object] = {"host": "0.0.0.0", "port": 7860}
+    on_a_space = read_settings({"host": None, "auth": "me:a-long-password"}, {"STUDIO_PORT": "7002"}, usual)
+    assert (on_a_space.host, on_a_space.port) == ("0.0.0.0", 7002)
 
     settings = read_settings({"port": 7001}, {"STUDIO_PORT": "7002", "STUDIO_DEVICE": "cpu", "STUDIO_PREVIEW": "false"})
     assert (settings.port, settings.device, settings.preview) == (7001, "cpu", False)

@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from studio.engine.engine import Engine
 from studio.engine.latents import encode_picture
 from studio.engine.pipelines import PipelineManager
 from studio.engine.prompts import encode_prompts
-from studio.errors import InvalidRequest
+from studio.errors import DeviceError, InvalidRequest
 from studio.events import Preview, Progress
 from studio.families import FAMILIES, pipelines_of
+from studio.records import ModelRef
 from studio.spec import GenerationRequest
 from studio.store.library import Library
 from tests.conftest import Made
@@ -426,3 +428,25 @@ def test_tasks_share_weights(manager: PipelineManager, tiny_library: Library, na
             made.append({part: id(value) for part, value in parts.items()})
             assert {value.dtype for value in parts.values()} == {torch.float32}
     assert made[0] == made[1] == made[2]
+
+
+def test_a_model_that_fits_only_alone_takes_the_place_of_the_other(engine: Engine, tiny_library: Library) -> None:
+    """The device has room for one model, and none of the earlier ones may make a job fail."""
+
+    class Small(PipelineManager):
+        def _load(self, model: ModelRef) -> Any:
+            if self._loaded:
+                raise torch.OutOfMemoryError("as a small device does")
+            return super()._load(model)
+
+    small = Small(engine.device)
+    for name in ("sdxl", "sd3", "sdxl"):
+        small.warm(tiny_library.reference(tiny_library.get(name)))
+    assert len(small._loaded) == 1
+
+    class Tiny(PipelineManager):
+        def _load(self, model: ModelRef) -> Any:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(DeviceError, match="does not fit into the memory"):
+        Tiny(engine.device).warm(tiny_library.reference(tiny_library.get("sdxl")))

@@ -190,15 +190,19 @@ class Engine:
             watch.check,
             job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb,
         )
-        try:
-            with torch.inference_mode():
-                made = self._passes(job, given, first, seeds, steps)
-        except torch.OutOfMemoryError as error:
-            self.pipelines.collect()
-            size = f"{request.width} x {request.height}, {len(seeds)} at once"
-            raise DeviceError(
-                f"{self.device.title} has too little memory for {size}; make pictures smaller or lower the batch size"
-            ) from error
+        for last in (False, True):
+            try:
+                with torch.inference_mode():
+                    made = self._passes(job, given, first, seeds, steps)
+                break
+            except torch.OutOfMemoryError as error:
+                if last:
+                    size = f"{request.width} x {request.height}, {len(seeds)} at once"
+                    raise DeviceError(
+                        f"{self.device.title} has too little memory for {size}; make pictures smaller or lower the batch size"
+                    ) from error
+            self.parts.unload()  # what earlier jobs left may be what takes the room
+            self.pipelines.unload()
         if not torch.isfinite(made).all():
             raise ModelError(
                 f"{job.model.title} made numbers that are no colours (NaN); try another sampling method or a lower CFG Scale"

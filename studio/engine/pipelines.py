@@ -107,9 +107,20 @@ class PipelineManager:
             while len(self._loaded) >= KEPT:
                 self._loaded.popitem(last=False)
                 self.collect()
-            self._loaded[model.sha256] = Loaded(self._load(model))
+            self._loaded[model.sha256] = Loaded(self._with_room(model))
         self._loaded.move_to_end(model.sha256)
         return self._loaded[model.sha256]
+
+    def _with_room(self, model: ModelRef) -> Any:
+        """Load a model; if it does not fit beside the others, without them."""
+        for last in (False, True):
+            try:
+                return self._load(model)
+            except torch.OutOfMemoryError as error:
+                if last:
+                    raise DeviceError(f"{model.title} does not fit into the memory of {self.device.title}") from error
+            self.unload()  # after the except clause, whose error holds what was half loaded
+        raise AssertionError
 
     def _load(self, model: ModelRef) -> Any:
         logger.info("loading %s", model.id)
@@ -126,8 +137,8 @@ class PipelineManager:
                 **FAMILIES[model.family].load_options,
             )
             pipe.to(self.device.place)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(f"{model.title} does not fit into the memory of {self.device.title}") from error
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"model={model.id!r} could not be loaded: {first_line(error)}; copy the model folder again"

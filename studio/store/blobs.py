@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ def read_file(path: Path) -> bytes:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise Refused(f"cannot be read ({getattr(error, 'strerror', None) or error}); choose another picture") from None
+
+
+def limit_pillow() -> None:
+    """Let Pillow refuse what is larger than we read, wherever it decodes in this process: Gradio's components decode before we do."""
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def decode(data: bytes) -> Image.Image:

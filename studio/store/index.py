@@ -5,6 +5,7 @@ The picture table can be rebuilt from the files at any time; the journal cannot,
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,10 +59,34 @@ def telling() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         full = "full" in str(error)
-        reason = (
-            "the disk is full; free some space" if full else f"{error}; `python -m studio doctor` looks at the folder"
-        )
+        reason = "the disk is full; free some space" if full else f"{error}; `python -m studio doctor` says what to do"
         raise StorageError(f"the index of the data folder could not be used: {reason}") from error
+
+
+def damage(path: Path) -> str:
+    """Say what is wrong with a database file; "" if it is whole, or is not there."""
+    if not path.is_file():
+        return ""
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if found == "ok" else str(found)
+
+
+def put_aside_damaged(path: Path) -> Path | None:
+    """Rename a database that cannot be read, and return its new name; None if it is whole."""
+    if not damage(path):
+        return None
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    path.rename(aside)
+    for end in ("-wal", "-shm"):  # they belong to it
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    return aside
 
 
 class Database:

@@ -287,13 +287,14 @@ class Api:
             "seed": entry.job.request.seed,
         }
 
-    def cancel(self, job: str) -> dict[str, Any]:
+    def cancel(self, job: str, request: gr.Request = None) -> dict[str, Any]:  # pyright: ignore[reportArgumentType]
         """Take a job out of the queue, or interrupt it; finished pictures are kept.
 
         Args:
             job: the id that `txt2img` returned.
         """
-        self._services.dispatcher.cancel(job, None)
+        owner = self._services.owner(request.headers if request else {}) if self._services.public else None
+        self._services.dispatcher.cancel(job, owner)
         return self.job(job)
 
     def models(self) -> list[dict[str, Any]]:

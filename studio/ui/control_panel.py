@@ -251,12 +251,13 @@ class ControlPanel:
             notes.append(str(error))
         if len(pictures) > 1:
             notes.append(TEXT["control.more.lost"])
-        given = list(unit.get("options", {}).values())
+        preprocessor = unit.get("preprocessor", "none")
+        given = list(checked(preprocessor, unit.get("options", {})).values())
         return {
             "on": True,
             "image": image,
             "model": f"{UNIT_KINDS[field]}:{unit['model']}",
-            "preprocessor": unit.get("preprocessor", "none"),
+            "preprocessor": preprocessor,
             "pixel_perfect": unit.get("resolution") is None,
             "resolution": unit.get("resolution") or USUAL["resolution"],
             "weight": unit.get("weight", unit.get("scale", 1.0)),

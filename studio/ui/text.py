@@ -53,6 +53,7 @@ TEXT = {
     "image.size": "Use its size",
     "image.remove": "Remove",
     "image.mask": "Mask of your own: white is drawn anew",
+    "image.broken": "This picture cannot be decoded, or has more than 64 million pixels; save it again as PNG or JPEG.",
     "image.none": "There is no picture yet; drop one first.",
     "queue": "Queue",
     "queue.empty": "Nothing waits.",
