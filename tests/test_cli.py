@@ -178,6 +178,7 @@ def test_the_doctor_names_faults_and_cures(settings: Settings) -> None:
         "device",
         "disk",
         "folders",
+        "index",
         "models",
     }
     built = {"version": "2.14", "cuda_build": "13.0", "cuda": True, "mps": False, "devices": ["H200"]}
