@@ -212,6 +212,45 @@ def test_the_bundle_has_no_secrets(tmp_path: Path) -> None:
         assert "hunter2" not in without_secrets(text)
 
 
+REPLAYED: dict[str, dict[str, Any]] = {
+    "img2img": {"image": "p.png", "strength": 0.6},
+    "strength 0": {"image": "p.png", "strength": 0},
+    "inpaint in a batch": {"image": "p.png", "mask_image": "m.png", "num_images_per_prompt": 2, "batch_size": 2},
+    "only masked": {"image": "p.png", "mask_image": "m.png", "only_masked": True, "masked_content": "latent noise"},
+    "outpaint": {"image": "p.png", "extend_left": 32},
+    "control": {"controls": [{"model": "shapes-canny", "image": "p.png", "preprocessor": "canny"}]},
+    "control in inpaint": {
+        "image": "p.png",
+        "mask_image": "m.png",
+        "controls": [{"model": "shapes-canny", "weight": 0.5}],
+    },
+    "hires fix": {"hires_scale": 1.5},
+    "variation": {"hires_scale": 1.5, "hires_upscaler": "lanczos", "variation_strength": 0.3, "variation_seed": 8},
+    "enlarged": {"image": "p.png", "strength": 0, "hires_scale": 2, "hires_upscaler": "lanczos"},
+    "own noise in a batch": {"scheduler": "DPM++ SDE", "num_images_per_prompt": 2, "batch_size": 2},
+    "words that change": {"prompt": "a [red:blue:0.5] (circle:1.2)"},
+}
+
+
+def test_pictures_of_every_task_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image, ImageDraw
+
+    picture, mask = Image.new("RGB", (128, 128), "blue"), Image.new("L", (128, 128), 0)
+    ImageDraw.Draw(picture).ellipse((40, 40, 90, 90), "red")
+    ImageDraw.Draw(mask).rectangle((32, 32, 96, 96), 255)
+    picture.save(tmp_path / "p.png")
+    mask.save(tmp_path / "m.png")
+    requests = write_request(
+        tmp_path, *({"prompt": PROMPT, "seed": 4, "num_inference_steps": 3} | values for values in REPLAYED.values())
+    )
+    assert main(["generate", "--request", requests, "--out", str(tmp_path / "out")]) == 0
+    made = lines(capsys)
+    assert {line["request"] for line in made} == set(range(len(REPLAYED)))
+    for line in made:
+        assert main(["replay", line["path"], "--out", str(tmp_path / "again")]) == 0, list(REPLAYED)[line["request"]]
+        assert capsys.readouterr().out == "identical\n"
+
+
 def test_a_damaged_index_is_named_and_built_anew(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

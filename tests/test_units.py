@@ -1,5 +1,6 @@
 """ControlNets and adapters: what they do to the picture is what diffusers' own pipelines do, and nothing of it stays behind."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,3 +364,28 @@ def test_a_picture_does_not_say_where_models_lie(draw: Draw, networks: dict[str,
     assert not any(
         part.path in text for part in (record.model, *record.parts) for text in picture_texts(record).values()
     )
+
+
+def test_no_weight_is_loaded_twice_over_all_tasks(draw: Draw) -> None:
+    """Identity: no task brings parameters of its own. Memory: what all parameters take is the same after each."""
+
+    def held() -> dict[int, int]:
+        gc.collect()
+        found = [one for one in gc.get_objects() if isinstance(one, torch.nn.Parameter)]
+        return {one.data_ptr(): one.numel() * one.element_size() for one in found}
+
+    picture, mask = encode(FIRST), encode(Image.new("L", FIRST.size, 255))
+    quick = {"prompt": PROMPT, "num_inference_steps": 2, "seed": 1}
+    draw(**quick, controls=[control("shapes-canny")])
+    before = held()
+    for values in (
+        {},
+        {"image": picture, "strength": 0.9},
+        {"image": picture, "mask_image": mask, "strength": 0.9},
+        {"hires_scale": 1.5},
+        {"pag_scale": 1.0},
+        {"image": picture, "mask_image": mask, "strength": 0.9, "controls": [control("shapes-canny")]},
+        {"hires_scale": 1.5, "controls": [control("shapes-canny")]},
+    ):
+        draw(**quick, **values)
+        assert held() == before, values

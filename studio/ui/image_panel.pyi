@@ -20,8 +20,6 @@ from studio.units import IMAGE_FIELDS
 
 PAINT = "#ff4d4f"
 
-from gradio.events import Dependency
-
 class PictureEditor(gr.ImageEditor):
     """Gradio's editor, which says what is wrong with a picture that it cannot decode."""
 
@@ -32,7 +30,9 @@ class PictureEditor(gr.ImageEditor):
             return super().preprocess(payload)
         except (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise gr.Error(TEXT["image.broken"], print_exception=False) from error
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
