@@ -36,6 +36,7 @@ class ModelFamily:
         arguments: request fields that every call of a pipeline is given under the same name.
         guidance: the request field that switches the negative prompt on when it is above 1.
         interval_tasks: where guidance can be switched half-way.
+        rescale_tasks: whose pipelines can rescale guidance.
         switched: for that: the pipeline's tensor -> the embedding it is made of, "" for rows that are the same with and without.
         decoded_here: tasks whose pipeline must not turn latents into colours itself.
         load_options: what the pipeline classes are told when they are made.
@@ -61,6 +62,7 @@ class ModelFamily:
     arguments: tuple[str, ...] = ("guidance_scale", "eta")
     guidance: str = "guidance_scale"
     interval_tasks: frozenset[str] = frozenset({TEXT2IMAGE, IMAGE2IMAGE})
+    rescale_tasks: frozenset[str] = frozenset({TEXT2IMAGE})
     switched: dict[str, str] = field(default_factory=lambda: {"prompt_embeds": "prompt_embeds"})
     decoded_here: frozenset[str] = frozenset()
     load_options: dict[str, Any] = field(default_factory=dict)
@@ -168,6 +170,7 @@ FAMILIES: dict[str, ModelFamily] = {
         pag_pipelines=_classes(
             "StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLPAGInpaintPipeline"
         ),
+        rescale_tasks=frozenset({TEXT2IMAGE, IMAGE2IMAGE, INPAINT}),
         switched={"prompt_embeds": "prompt_embeds", "add_text_embeds": "pooled_prompt_embeds", "add_time_ids": ""},
         load_options={"add_watermarker": False},  # else an installed package would decide about the pixels
     ),
@@ -344,6 +347,10 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
             raise InvalidRequest(
                 name, f"{name} does not work with {facts.title}; set it back to {default or 'nothing'}"
             )
+    if request.guidance_rescale and request.task not in facts.rescale_tasks:
+        raise InvalidRequest(
+            "guidance_rescale", f"guidance_rescale does not work with {facts.title} and an image; set it to 0"
+        )
     if request.scheduler in facts.refused_schedulers:
         raise InvalidRequest("scheduler", f"scheduler={request.scheduler!r} does not work with {facts.title}")
     passes = {request.task, IMAGE2IMAGE} if request.hires_scale > 1 else {request.task}

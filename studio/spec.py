@@ -323,7 +323,7 @@ class GenerationRequest(Frozen):
     def passes(self) -> "GenerationRequest":
         """Refuse what the pipelines of a task cannot do."""
         if self.task != TEXT2IMAGE:
-            for name in ("variation_strength", "hires_scale", "guidance_rescale"):
+            for name in ("variation_strength", "hires_scale"):
                 if name == "hires_scale" and self.only_enlarges:
                     check_enlarging(self)
                 elif getattr(self, name) != type(self).model_fields[name].default:

@@ -89,7 +89,6 @@ def test_guidance_for_a_part_of_the_steps(draw: Draw) -> None:
     [
         ({"image": "x", "hires_scale": 2}, "hires_scale"),
         ({"image": "x", "variation_strength": 0.5}, "variation_strength"),
-        ({"image": "x", "guidance_rescale": 0.5}, "guidance_rescale"),
         ({"image": "x", "mask_image": "y", "guidance_end": 0.5}, "guidance_start"),
         ({"guidance_start": 0.6, "guidance_end": 0.5}, "guidance_end"),
         ({"hires_scale": 2, "hires_strength": 0.05, "num_inference_steps": 10}, "hires_strength"),

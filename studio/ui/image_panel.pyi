@@ -30,11 +30,8 @@ class PictureEditor(gr.ImageEditor):
             return super().preprocess(payload)
         except (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise gr.Error(TEXT["image.broken"], print_exception=False) from error
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
