@@ -428,3 +428,26 @@ def test_an_ip_adapters_encoder_and_weights_must_belong_together(joint: Library,
     assert found["bare"].problem == "it lacks 5 weights (ip_adapter.2.norm_ip.linear.weight); copy its file again"
     with pytest.raises(StudioError, match="cannot be used: its image encoder"):
         parts.get("ip_adapter", "clip", "ip_adapters.0.model")
+
+
+def test_the_page_offers_what_works_with_a_model(joint: Library) -> None:
+    from types import SimpleNamespace
+
+    from studio.ui.control_panel import ControlPanel
+
+    panel = ControlPanel(SimpleNamespace(library=joint, public=False), None)  # type: ignore[arg-type]
+    offered, note = panel.choices("sd3")
+    kinds = {value for _, value in offered}
+    assert {"controlnet:loud", "controlnet:large", "ip_adapter:seen"} <= kinds
+    assert not kinds & {
+        "t2i_adapter:sketch",
+        "controlnet:paint",
+        "controlnet:narrow",
+        "controlnet:other",
+        "ip_adapter:shallow",
+    }
+    assert "sketch: t2i_adapters do not work with Stable Diffusion 3" in note
+    assert "“My prompt is more important” does not work with Stable Diffusion 3." in note
+    offered, note = panel.choices("flux")
+    assert offered == []
+    assert "loud: controls do not work with Flux.1 yet" in note

@@ -45,6 +45,7 @@ TEXT = {
     "control.no_model": "unit {number} has no control model; choose one, or switch the unit off",
     "control.none": "There is no ControlNet or adapter yet: put diffusers folders into `models/controlnets` of the data folder.",
     "control.others": "Not usable with this model: {others}",
+    "control.no_mode": "“{mode}” does not work with {family}.",
     "control.no_weights": "needs weights",
     "control.preprocessor.help": "Makes the control picture; None if yours is one already.",
     "control.pixel.help": "Look at the picture at the size that is drawn.",
