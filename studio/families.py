@@ -6,7 +6,7 @@ from typing import Any
 from studio.errors import InvalidRequest, ModelError
 from studio.prompt_syntax import is_scheduled, moments, parse_prompt
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, GenerationRequest
-from studio.units import UNIT_FIELDS
+from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
 
 LatentRgb = tuple[tuple[float, float, float], ...]
 
@@ -24,7 +24,9 @@ class ModelFamily:
         cross_attention_dims: tells apart families that share a pipeline class; empty for the one that takes all others.
         channels: input channels of the denoiser -> kind; "" is the usual one.
         kinds: kind -> task -> diffusers class name, for kinds that can do less.
-        units: request fields of control units that work: those whose networks a UNet can take.
+        units: request fields of control units that work.
+        control_modes: of ControlNets that mean something here.
+        ip_adapters: how many can work at once.
         noise: `flow` if only flow-matching schedulers work: others run and draw nonsense; "" if the model's own scheduler decides.
         refused_schedulers: that have the right noise and still do not work.
         text_limits: lengths, ascending, that the T5 encoder's tokens are padded to; nothing longer is read.
@@ -53,6 +55,8 @@ class ModelFamily:
     marks: dict[str, str] = field(default_factory=dict)
     pag_pipelines: dict[str, str] = field(default_factory=dict)
     units: frozenset[str] = frozenset(UNIT_FIELDS)
+    control_modes: frozenset[str] = frozenset(MODE_LABELS)
+    ip_adapters: int = UNITS_MAX
     noise: str = ""
     refused_schedulers: frozenset[str] = frozenset()
     text_limits: tuple[int, ...] = ()
@@ -181,7 +185,9 @@ FAMILIES: dict[str, ModelFamily] = {
         SD3_LATENT_RGB,
         "sd3",
         channels={16: ""},
-        units=frozenset(),
+        units=frozenset({"controls", "ip_adapters"}),  # nobody makes T2I-Adapters for it
+        control_modes=frozenset({"balanced", "control"}),  # its blocks are alike: none of them is further out
+        ip_adapters=1,  # diffusers 0.42
         noise="flow",
         text_limits=(256, 512),
         size_step=16,
@@ -299,13 +305,37 @@ def _check_alone(request: GenerationRequest, name: str) -> None:
             raise InvalidRequest(other, f"{other} does not work together with {name}; set it to {default:g}")
 
 
-def _check_units(facts: ModelFamily, request: GenerationRequest) -> None:
+def unit_problem(family: str, name: str) -> str:
+    """Say why a request field of control units does not work with a family; "" if it does."""
+    facts = FAMILIES[family]
+    if name in facts.units:
+        return ""
+    others = f", which takes {' and '.join(sorted(facts.units))} only" if facts.units else " yet"
+    return f"{name} do not work with {facts.title}{others}"
+
+
+def _check_units(family: str, request: GenerationRequest) -> None:
     """Refuse control units that a family has no place for."""
+    facts = FAMILIES[family]
     for name in UNIT_FIELDS:
-        if getattr(request, name) and name not in facts.units:
-            raise InvalidRequest(name, f"{name} do not work with {facts.title} yet; switch the control units off")
-        if getattr(request, name) and request.pag_scale:
+        if not getattr(request, name):
+            continue
+        if problem := unit_problem(family, name):
+            raise InvalidRequest(name, f"{problem}; switch the control units off")
+        if request.pag_scale:
             raise InvalidRequest("pag_scale", f"pag_scale does not work together with {name}; set it to 0")
+    for place, unit in enumerate(request.controls):
+        if unit.mode not in facts.control_modes:
+            raise InvalidRequest(
+                field := f"controls.{place}.mode",
+                f"{field}={unit.mode!r} does not work with {facts.title}; use {' or '.join(sorted(facts.control_modes))}",
+            )
+    number = len([unit for unit in request.ip_adapters if unit.scale])
+    if number > facts.ip_adapters:
+        raise InvalidRequest(
+            "ip_adapters",
+            f"ip_adapters has {number} units; with {facts.title} at most {facts.ip_adapters} works at once: give it all the images",
+        )
 
 
 def _check_prompts(facts: ModelFamily, kind: str, passes: set[str], request: GenerationRequest) -> None:
@@ -364,7 +394,7 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
         raise InvalidRequest("pag_scale", f"pag_scale does not work with this {facts.title} model; set it to 0")
     for name in ("pag_scale", "refiner"):
         _check_alone(request, name)
-    _check_units(facts, request)
+    _check_units(family, request)
     _check_prompts(facts, kind, passes, request)
     sizes = {"width": request.canvas} | ({"hires_scale": request.hires_size} if request.hires_scale > 1 else {})
     for name, size in sizes.items():

@@ -22,12 +22,23 @@ class PartKind:
 
 
 UNET_SHAPE = {"cross_attention_dim": "cross_attention_dim", "block_out_channels": "block_out_channels"}
-JOINT_SHAPE = {"joint_attention_dim": "joint_attention_dim", "num_attention_heads": "num_attention_heads"}
+JOINT_NAMES = (
+    "in_channels",
+    "num_attention_heads",
+    "attention_head_dim",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+)
+JOINT_SHAPE = {
+    name: name for name in JOINT_NAMES
+}  # Flux and Stable Diffusion 3 differ in the channels, if in nothing else
+SD3_TEXT = ("joint_attention_dim", "caption_projection_dim")
+SD3_SHAPE = JOINT_SHAPE | {name: name for name in SD3_TEXT}
 KINDS = {
     "controlnet": PartKind(
         "ControlNet",
         "controlnets",
-        {"ControlNetModel": UNET_SHAPE, "SD3ControlNetModel": JOINT_SHAPE, "FluxControlNetModel": JOINT_SHAPE},
+        {"ControlNetModel": UNET_SHAPE, "SD3ControlNetModel": SD3_SHAPE, "FluxControlNetModel": JOINT_SHAPE},
     ),
     "t2i_adapter": PartKind("T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}),
     "ip_adapter": PartKind("IP-Adapter", "controlnets", {}),
@@ -55,9 +66,15 @@ class Part:
 
 
 def shape_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what parts must agree with, from a denoiser's `config.json`."""
-    names = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "num_attention_heads")
-    return {name: config[name] for name in names if config.get(name) is not None}
+    """Return what parts must agree with, from a denoiser's `config.json`.
+
+    Besides entries of the config: `attention_layers`, how often a transformer attends, which an IP-Adapter must have weights for.
+    """
+    names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
+    shape = {name: config[name] for name in names if config.get(name) is not None}
+    if config.get("num_layers") is not None:
+        shape["attention_layers"] = config["num_layers"] + len(config.get("dual_attention_layers") or ())
+    return shape
 
 
 def shape_problem(part: Part, shape: dict[str, Any]) -> str:
@@ -67,3 +84,9 @@ def shape_problem(part: Part, shape: dict[str, Any]) -> str:
             here = shape.get(name, "none")
             return f"it was made for another family: {name} is {wanted} there and {here} in this model"
     return ""
+
+
+def encoder_kind(config: dict[str, Any]) -> str:
+    """Return the kind of an image encoder, `clip` or `siglip`, from its `config.json`; "" for another."""
+    kind = str(config.get("model_type", "")).removesuffix("_vision_model")
+    return kind if kind in ("clip", "siglip") else ""

@@ -84,6 +84,7 @@ class ControlSpec(_Drawn):
     """A ControlNet unit (Zhang et al. 2023, arXiv:2302.05543).
 
     `mode`: `prompt` weakens the outer blocks, `control` also leaves the unconditional half alone (A1111's two other modes).
+    A transformer has no outer blocks: there `control` does only the second, and `prompt` is refused.
     """
 
     mode: Annotated[ControlMode, Field(description="What counts more where prompt and picture disagree.")] = "balanced"

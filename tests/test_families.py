@@ -395,7 +395,7 @@ def test_what_a_family_cannot_do_is_told(tiny_library: Library, name: str, value
 def test_guidance_is_rescaled_with_an_image_where_the_pipeline_can(draw_tiny: Draw, library: Library) -> None:
     values = {"model": "sdxl", "prompt": PROMPT, "image": png(PICTURE), "strength": 0.9, "guidance_scale": 8.0}
     assert draw_tiny(**values, guidance_rescale=0.7).pictures != draw_tiny(**values).pictures
-    with pytest.raises(InvalidRequest, match="guidance_rescale does not work with Stable Diffusion 1.x and an image"):
+    with pytest.raises(InvalidRequest, match=r"guidance_rescale does not work with Stable Diffusion 1\.x and an image"):
         library.resolve(GenerationRequest(model="shapes", image="x", guidance_rescale=0.5), 1, (128, 128))
 
 

@@ -117,7 +117,7 @@ def sdxl_inpaint() -> Any:
     return sdxl(9, "StableDiffusionXLInpaintPipeline")
 
 
-def sd3() -> Any:
+def sd3(layers: int = 2, **more: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     first, second = clip_tokenizer(), clip_tokenizer(pad_token="!")
@@ -127,13 +127,14 @@ def sd3() -> Any:
         patch_size=2,
         in_channels=16,
         out_channels=16,
-        num_layers=2,
+        num_layers=layers,
         attention_head_dim=8,
         num_attention_heads=4,
         caption_projection_dim=32,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         pos_embed_max_size=32,
+        **more,
     )
     return StableDiffusion3Pipeline(
         transformer=transformer.eval(),

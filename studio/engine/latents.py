@@ -22,14 +22,20 @@ def safe_precision(vae: Any) -> Iterator[None]:
             vae.to(dtype)
 
 
-def encode_picture(pipe: Any, picture: np.ndarray) -> torch.Tensor:
-    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up."""
+def encode_picture(pipe: Any, picture: np.ndarray, *, shifted: bool = True) -> torch.Tensor:
+    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up.
+
+    Args:
+        pipe: with the autoencoder.
+        picture: to encode.
+        shifted: whether the latents' own mean is taken away, as a denoiser wants it.
+    """
     vae, dtype = pipe.vae, pipe.vae.dtype
     with safe_precision(vae):
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
         latents = vae.encode(pixels).latent_dist.mode()
     mean, deviation, scale = _statistics(vae, latents)
-    return ((latents - mean) * scale / deviation).to(dtype)
+    return ((latents - mean if shifted else latents) * scale / deviation).to(dtype)
 
 
 def decode_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from studio.engine.devices import Device
 from studio.engine.pipelines import first_line, quiet_libraries
 from studio.engine.upscale import load_upscaler
 from studio.errors import DeviceError, ModelError
-from studio.parts import KINDS
+from studio.parts import KINDS, encoder_kind
 from studio.records import PartRef
 
 KEPT = 4  # three units and a spare: comparing two adapters is cheap
@@ -81,21 +81,26 @@ def _load_network(path: Path, device: Device) -> Any:
 
 def _load_ip_adapter(path: Path, device: Device) -> IPWeights:
     """Load an IP-Adapter's folder: weights, image encoder, and how pictures are made ready for it."""
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
     flat = load_file(next(path.glob("*.safetensors")))
     state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in flat.items():
         group, _, name = key.partition(".")
         state[group][name] = tensor
-    encoder: Any = CLIPVisionModelWithProjection.from_pretrained(
+    config = json.loads((path / "image_encoder" / "config.json").read_text(encoding="utf-8"))
+    network, processor, options = IMAGE_ENCODERS[encoder_kind(config)]
+    library: Any = importlib.import_module("transformers")
+    encoder = getattr(library, network).from_pretrained(
         path / "image_encoder", dtype=device.dtype, local_files_only=True, use_safetensors=True
     )
     encoder.to(device.place).requires_grad_(False)
-    side = encoder.config.image_size
-    return IPWeights(state, encoder, CLIPImageProcessor(size=side, crop_size=side))
+    return IPWeights(state, encoder, getattr(library, processor)(**options(encoder.config.image_size)))
 
 
+# kind -> the network, what makes pictures ready for it, and that one's options for a side in pixels
+IMAGE_ENCODERS: dict[str, tuple[str, str, Callable[[int], dict[str, Any]]]] = {
+    "clip": ("CLIPVisionModelWithProjection", "CLIPImageProcessor", lambda side: {"size": side, "crop_size": side}),
+    "siglip": ("SiglipVisionModel", "SiglipImageProcessor", lambda side: {"size": {"height": side, "width": side}}),
+}
 LOADERS: dict[str, Callable[[Path, Device], Any]] = {
     "controlnet": _load_network,
     "t2i_adapter": _load_network,

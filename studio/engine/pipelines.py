@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import inspect
 import json
 import logging
 from collections import OrderedDict
@@ -170,6 +171,15 @@ def build_scheduler(config: Any, request: GenerationRequest, seeds: Sequence[int
     if chosen.seeded_sigmas:
         options["noise_sampler_seed"] = list(seeds)
     return scheduler_class.from_config(config, **options)
+
+
+def rebuilt(pipe: Any, **components: Any) -> Any:
+    """Build a pipeline of the same class and with the same options over the same components, but for those given."""
+    told = [name for name in inspect.signature(type(pipe).__init__).parameters if name not in pipe.components]
+    options = {name: pipe.config[name] for name in told if name in pipe.config}
+    if "add_watermarker" in told:  # not among the options that a pipeline remembers
+        options["add_watermarker"] = pipe.watermark is not None
+    return type(pipe)(**(pipe.components | components), **options)
 
 
 def tile_vae(pipe: Any, model: ModelRef) -> None:

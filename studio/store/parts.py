@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError
-from studio.parts import KINDS, UNIT_KINDS, Part, shape_problem
+from studio.parts import KINDS, SD3_SHAPE, SD3_TEXT, UNIT_KINDS, Part, encoder_kind, shape_problem
 from studio.records import PartRef
 from studio.spec import GenerationRequest
 from studio.store.hashes import Hashes
@@ -16,6 +16,11 @@ from studio.upscalers import BUILT_IN, uses_model
 
 DEPTH = 2
 CONVOLUTION = 4  # dimensions of its weight: every upscaler has one
+JOINT_LAYER = (  # of an IP-Adapter for Stable Diffusion 3: what it has for each of the model's attentions
+    *("norm_ip.linear.weight", "norm_ip.linear.bias", "to_k_ip.weight", "to_v_ip.weight"),
+    *("norm_q.weight", "norm_k.weight", "norm_ip_k.weight"),
+)
+JOINT_PICTURE = ("latents", "proj_in.weight", "proj_out.weight", "norm_out.weight", "time_embedding.linear_1.weight")
 
 
 class PartLibrary:
@@ -118,12 +123,24 @@ def _read_folder(kind: str, name: str, path: Path) -> Part | None:
         for file in weights:
             if problem := safetensors_problem(file):
                 raise ModelError(f"{file.name} {problem}; copy the file again")
-        shape = {ours: config.get(theirs) for theirs, ours in wanted.items()}
-        if config.get("adapter_type") == "full_adapter_xl":  # its last level belongs to the middle of the UNet
-            shape["block_out_channels"] = config["channels"][:3]
-        return Part(kind, name, path, shape, preprocessor=_preprocessor(path))
+        if more := config.get("extra_conditioning_channels"):
+            raise ModelError(
+                f"it was trained to inpaint and wants a mask beside the picture (extra_conditioning_channels is {more}); "
+                "use one without, which works with a mask just as well"
+            )
+        return Part(kind, name, path, _network_shape(config, wanted), preprocessor=_preprocessor(path))
     except ModelError as error:
         return Part(kind, name, path, {}, problem=str(error))
+
+
+def _network_shape(config: dict[str, Any], wanted: dict[str, str]) -> dict[str, Any]:
+    """Return what the main model must have, from a part's `config.json`."""
+    shape = {ours: config.get(theirs) for theirs, ours in wanted.items()}
+    if config.get("adapter_type") == "full_adapter_xl":  # its last level belongs to the middle of the UNet
+        shape["block_out_channels"] = config["channels"][:3]
+    if wanted is SD3_SHAPE and "joint_attention_dim" in config and config["joint_attention_dim"] is None:
+        return {ours: value for ours, value in shape.items() if ours not in SD3_TEXT}  # it does not read the prompt
+    return shape
 
 
 def _preprocessor(path: Path) -> str:
@@ -148,14 +165,56 @@ def _read_ip_adapter(kind: str, name: str, path: Path) -> Part | None:
     if problem := safetensors_problem(weights[0]):
         return Part(kind, name, path, {}, problem=f"{weights[0].name} {problem}; copy the file again")
     shapes = {key: entry["shape"] for key, entry in safetensors_header(weights[0]).items() if key != "__metadata__"}
-    first = next((shape for key, shape in shapes.items() if key.endswith(".to_k_ip.weight")), None)
-    if first is None:
+    if not any(key.endswith(".to_k_ip.weight") for key in shapes):
         return None
-    if not (path / "image_encoder" / "config.json").is_file():
-        return Part(
-            kind, name, path, {}, problem="it has no image encoder; put the folder `image_encoder` beside its weights"
-        )
-    return Part(kind, name, path, {"cross_attention_dim": first[1]})
+    try:
+        if not (path / "image_encoder" / "config.json").is_file():
+            raise ModelError("it has no image encoder; put the folder `image_encoder` beside its weights")
+        return Part(kind, name, path, _ip_shape(shapes, read_json(path / "image_encoder" / "config.json")))
+    except ModelError as error:
+        return Part(kind, name, path, {}, problem=str(error))
+
+
+def _ip_shape(shapes: dict[str, list[int]], config: dict[str, Any]) -> dict[str, Any]:
+    """Return what the main model must have for an IP-Adapter.
+
+    Args:
+        shapes: of its weights, by key. Those for Stable Diffusion 3 have norms beside the projections, a UNet's have not.
+        config: of its image encoder.
+
+    Raises:
+        ModelError: if the weights are not whole, or the image encoder is not theirs.
+    """
+    layers: dict[str, dict[str, list[int]]] = {}
+    for key, shape in shapes.items():
+        group, number, name = [*key.split(".", 2), "", ""][:3]
+        if group == "ip_adapter":
+            layers.setdefault(number, {})[name] = shape
+    joint = any("norm_ip.linear.weight" in names for names in layers.values())
+    wanted = "siglip" if joint else "clip"
+    if encoder_kind(config) != wanted:
+        found = config.get("model_type", "unknown")
+        raise ModelError(f"its image encoder is of the kind {found}; its weights were made with {wanted}_vision_model")
+    if not joint:
+        return {"cross_attention_dim": next(names["to_k_ip.weight"][1] for names in layers.values())}
+    missing = [
+        f"ip_adapter.{i}.{name}"
+        for i in range(len(layers))
+        for name in JOINT_LAYER
+        if name not in layers.get(str(i), ())
+    ]
+    missing += [f"image_proj.{name}" for name in JOINT_PICTURE if f"image_proj.{name}" not in shapes]
+    if missing:
+        raise ModelError(f"it lacks {len(missing)} weights ({missing[0]}); copy its file again")
+    width, own = shapes["image_proj.proj_in.weight"][1], config.get("vision_config", config).get("hidden_size")
+    if own not in (None, width):
+        raise ModelError(f"its image encoder is {own} wide and its weights were made with one of {width}")
+    head = layers["0"]["norm_q.weight"][0]
+    return {
+        "num_attention_heads": layers["0"]["to_k_ip.weight"][0] // head,
+        "attention_head_dim": head,
+        "attention_layers": len(layers),
+    }
 
 
 def _read_upscaler(kind: str, name: str, path: Path) -> Part | None:

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
+from studio.families import FAMILIES, unit_problem
 from studio.parts import KINDS, UNIT_KINDS, shape_problem
 from studio.preprocessors import PREPROCESSORS, weights_present
 from studio.preprocessors import option_values as checked
@@ -141,17 +142,28 @@ class ControlPanel:
     def choices(self, model: str) -> tuple[list[tuple[str, str]], str]:
         """Return the parts that fit a model as (label, kind:id), and a sentence about those that do not."""
         try:
-            shape = self._services.library.get(model).shape
+            found = self._services.library.get(model)
         except StudioError:
-            shape = {}
+            return [], ""
         fitting, others = [], []
-        for kind in UNIT_KINDS.values():
+        for field, kind in UNIT_KINDS.items():
+            barred = unit_problem(found.family, field)
             for part in self._services.library.parts.parts(kind):
-                why = part.problem or shape_problem(part, shape)
+                why = barred or part.problem or shape_problem(part, found.shape)
                 fitting += [] if why else [(f"{part.id} · {KINDS[kind].title}", f"{kind}:{part.id}")]
                 others += [f"{part.id}: {why}"] if why else []
-        note = TEXT["control.others"].format(others="; ".join(others)) if others and not self._services.public else ""
-        return fitting, note if fitting or others else TEXT["control.none"]
+        if not fitting and not others:
+            return [], TEXT["control.none"]
+        notes = (
+            [TEXT["control.others"].format(others="; ".join(others))] if others and not self._services.public else []
+        )
+        facts = FAMILIES[found.family]
+        notes += [
+            TEXT["control.no_mode"].format(mode=label, family=facts.title)
+            for mode, label in MODE_LABELS.items()
+            if fitting and mode not in facts.control_modes
+        ]
+        return fitting, " ".join(notes)
 
     def use_model(self, model: str, *chosen: str | None) -> list[Any]:
         """Offer what fits a model; return an update for the note and for each unit's model, whose choice stays if it fits."""

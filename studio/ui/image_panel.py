@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 
 from studio.errors import StudioError
 from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
-from studio.store.blobs import DECODE_ERRORS, encode
+from studio.store.blobs import encode
 from studio.store.inputs import fitting_size
 from studio.ui.batch_panel import FILES, BatchPanel
 from studio.ui.control_panel import ControlPanel
@@ -19,18 +19,6 @@ from studio.ui.text import TEXT
 from studio.units import IMAGE_FIELDS
 
 PAINT = "#ff4d4f"
-
-
-class PictureEditor(gr.ImageEditor):
-    """Gradio's editor, which says what is wrong with a picture that it cannot decode."""
-
-    is_template = True  # for Gradio: drawn by its parent's code
-
-    def preprocess(self, payload: Any) -> Any:
-        try:
-            return super().preprocess(payload)
-        except (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise gr.Error(TEXT["image.broken"], print_exception=False) from error
 
 
 class ImagePanel:
@@ -51,7 +39,7 @@ class ImagePanel:
         controls: dict[str, Any] = {}
         with gr.Accordion(TEXT["group.image"], open=False, elem_id="group-image"):
             gr.Markdown(TEXT["image.help"], elem_classes="st-quiet")
-            self.editor = PictureEditor(
+            self.editor = gr.ImageEditor(
                 type="pil",
                 format="png",
                 image_mode="RGBA",
