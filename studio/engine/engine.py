@@ -131,7 +131,8 @@ class Engine:
                         seen, tool.preprocessor, resolution=tool.resolution, options=tool.options
                     )
                     return {}, {"map": encode_png(made)}
-                return check_vae(self.pipelines.vae(tool.model), picture)
+                own = self.pipelines.vae(tool.model)
+                return check_vae(self.parts.get(tool.vae, own.config) if tool.vae else own, picture)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"{self.device.title} has too little memory for this picture; use a smaller one"
@@ -229,13 +230,18 @@ class Engine:
                 f"{self.device.title} has too little memory for {job.request.hires_upscaler}; choose a smaller upscaler"
             ) from error
 
+    def _vae(self, job: Job) -> Callable[[Any], Any] | None:
+        """Return what finds the autoencoder that stands in for a model's own; None if none does."""
+        part = next((part for part in job.parts if part.kind == "vae"), None)
+        return (lambda own: self.parts.get(part, own.config)) if part else None
+
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
         """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
-        request, (start, units), family = job.request, given, FAMILIES[job.model.family]
+        request, (start, units), family, vae = job.request, given, FAMILIES[job.model.family], self._vae(job)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
-        with self.pipelines.configured(request, job.model, seeds) as pipe:
+        with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe:
             prompts = encode_prompts(pipe, request, job.model)
             more = start.arguments(pipe, seeds)
             if request.task == TEXT2IMAGE and request.variation_strength:
@@ -250,14 +256,14 @@ class Engine:
             with units.applied(pipe, request.canvas, len(seeds)) as steered:
                 made = run_pass(steered, family, request, prompts, generators, steps, **more)
         if job.model.refiner:
-            with self.pipelines.configured(request, job.model.refiner, seeds, task=IMAGE2IMAGE) as pipe:
+            with self.pipelines.configured(request, job.model.refiner, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
                 prompts = encode_prompts(pipe, request, job.model.refiner)
                 steps.begin()
                 more = {"image": made, "denoising_start": request.refiner_start}
                 return run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
-        with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
+        with self.pipelines.configured(request, job.model, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
             size = request.hires_size
             image = enlarged(pipe, made, request, lambda one: self._enlarge(job, one, size, lambda *_: steps.check()))
             steps.begin()

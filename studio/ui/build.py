@@ -40,7 +40,7 @@ def build_ui(services: Services) -> gr.Blocks:
                 build_tools_tab(generate, tabs)
                 PlotPanel(services, generate).build(tab)
                 UpscalePanel(services).build(page, tabs)
-                build_vae_check(services, generate.controls["model"])
+                build_vae_check(services, generate.controls["model"], page)
         Api(services).register()
     return page
 
