@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from studio.engine.tasks import LoadImage, Start, told_size
 from studio.engine.units import Units
 from studio.engine.upscale import enlarge
 from studio.engine.vae_check import check_vae
-from studio.errors import DeviceError, ModelError
-from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
+from studio.errors import DeviceError
+from studio.events import Event, Finished, ImageReady, Notice, Progress, Started, Stop
 from studio.families import FAMILIES
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
@@ -43,6 +44,7 @@ from studio.upscalers import LATENT, enlarged_size
 logger = logging.getLogger(__name__)
 
 Commit = Callable[[bytes, ImageRecord], str]
+Group = tuple[np.ndarray, tuple[str, ...]]  # pictures (B, H, W, 3) uint8, and what a person should know about them
 
 
 class Interrupted(Exception):
@@ -68,11 +70,19 @@ class Watch:
     save_preview: Callable[[bytes], str] | None = None
     clock: Callable[[], float] = time.monotonic
     _first: tuple[float, int] | None = None
+    _told: set[str] = field(default_factory=set)
 
     def check(self) -> None:
         """Raise Interrupted if the job should stop."""
         if stop := self.should_stop():
             raise Interrupted(stop)
+
+    def tell(self, job: Job, notes: tuple[str, ...]) -> None:
+        """Emit what a person should know about a job's pictures, each sentence once."""
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                self.emit(Notice(job=job.id, message=note))
 
     def report(self, job: Job, image: int, step: int, steps: int) -> None:
         """Emit progress; the first step of a job is left out of the time estimate because it warms up."""
@@ -166,30 +176,33 @@ class Engine:
         for first in range(0, request.num_images_per_prompt, request.batch_size):
             seeds = request.seeds[first : first + request.batch_size]
             try:
-                pictures = self._group(job, (start, units), first, seeds, watch)
+                pictures, notes = self._group(job, (start, units), first, seeds, watch)
             except Interrupted as stopped:
                 if stopped.stop == "skip":
                     continue
                 interrupted = True
                 break
+            watch.tell(job, notes)
             for index, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), first):
-                record = self._record(job, seed, index)
+                record = self._record(job, seed, index, notes)
                 path = commit(encode_png(picture), record)
                 watch.emit(ImageReady(job=job.id, path=path, record=record))
                 made += 1
         watch.emit(Finished(job=job.id, images=made, interrupted=interrupted))
 
-    def _group(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], watch: Watch) -> np.ndarray:
-        """Make one group, whose first picture is number `first` of the job, (B, H, W, 3) uint8."""
+    def _group(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], watch: Watch) -> Group:
+        """Make one group, whose first picture is number `first` of the job; see `Group`."""
         request, (start, _) = job.request, given
         watch.check()
         if start.unchanged is not None:
-            return self._kept(job, start.unchanged, first, len(seeds), watch)
+            return self._kept(job, start.unchanged, first, len(seeds), watch), ()
+        notes: list[str] = []
         steps = Steps(
             lambda step, total: watch.report(job, first, step, total),
             preview_event(job.id, watch.save_preview, watch.emit) if watch.save_preview else None,
             watch.check,
             job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb,
+            notes.append,
         )
         try:
             with torch.inference_mode():
@@ -200,11 +213,7 @@ class Engine:
             raise DeviceError(
                 f"{self.device.title} has too little memory for {size}; make pictures smaller or lower the batch size"
             ) from error
-        if not torch.isfinite(made).all():
-            raise ModelError(
-                f"{job.model.title} made numbers that are no colours (NaN); try another sampling method or a lower CFG Scale"
-            )
-        return start.finish(to_pixels(made))
+        return start.finish(to_pixels(made)), tuple(dict.fromkeys([*start.notes, *notes]))
 
     def _kept(self, job: Job, picture: np.ndarray, first: int, number: int, watch: Watch) -> np.ndarray:
         """Return a picture (H, W, 3) that no model changes `number` times, larger if that is asked for."""
@@ -247,11 +256,11 @@ class Engine:
             if request.task == TEXT2IMAGE and request.variation_strength:
                 more["latents"] = mixed_noise(pipe, request, first, generators)
             if hires and request.hires_upscaler == LATENT:
-                more["output_type"] = "latent"
+                more["decoded"] = False
             later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
             if job.model.refiner:
                 later = refiner_steps(pipe, request)
-                more |= {"output_type": "latent", "denoising_end": request.refiner_start}
+                more |= {"decoded": False, "denoising_end": request.refiner_start}
             steps.begin(later)
             with units.applied(pipe, request.canvas, len(seeds)) as steered:
                 made = run_pass(steered, family, request, prompts, generators, steps, **more)
@@ -265,14 +274,15 @@ class Engine:
             return made
         with self.pipelines.configured(request, job.model, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
             size = request.hires_size
-            image = enlarged(pipe, made, request, lambda one: self._enlarge(job, one, size, lambda *_: steps.check()))
+            larger = partial(self._enlarge, job, size=size, told=lambda *_: steps.check())
+            image = enlarged(pipe, made, request, larger, steps.notice)
             steps.begin()
             more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
             more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
             with units.applied(pipe, request.hires_size, len(seeds)) as steered:
                 return run_pass(steered, family, request, prompts, generators, steps, **more)
 
-    def _record(self, job: Job, seed: int, index: int) -> ImageRecord:
+    def _record(self, job: Job, seed: int, index: int, notes: tuple[str, ...]) -> ImageRecord:
         now = self._clock()
         return ImageRecord(
             id=self._name_image(now),
@@ -282,5 +292,6 @@ class Engine:
             parts=job.parts,
             seed=seed,
             index=index,
+            notes=notes,
             machine=self.device.machine,
         )

@@ -275,7 +275,8 @@ class Api:
             job: the id that `txt2img` returned.
 
         Returns:
-            {"job", "state": queued | running | done | failed | cancelled, "images": [{"id", "url"}], "error", "seed"}.
+            {"job", "state": queued | running | done | failed | cancelled, "images": [{"id", "url"}], "error", "seed",
+            "notices": [sentences about its pictures]}.
         """
         entry = self._services.dispatcher.jobs.get(job)
         if entry is None:
@@ -286,6 +287,7 @@ class Api:
             "state": entry.state,
             "images": images,
             "error": entry.error,
+            "notices": self._services.dispatcher.notices(job),
             "seed": entry.job.request.seed,
         }
 

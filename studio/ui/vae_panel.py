@@ -80,4 +80,5 @@ def described(answer: ToolAnswer) -> str:
         f"{mean:g} ± {deviation:g}" for mean, deviation in zip(values["means"], values["deviations"], strict=True)
     )
     numbers = TEXT["vae.numbers"].format(channels=channels, **values)
+    numbers = "<br>".join([numbers, *values.get("notes", ())])
     return f'<div class="st-figures">{figures}</div><div>{numbers}</div>'
