@@ -105,7 +105,7 @@ def read_requests(path: Path, overrides: list[str]) -> list[GenerationRequest]:
             raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
         try:
             changes[name] = (
-                value if name in ("prompt", "negative_prompt", "model", *IMAGE_FIELDS) else yaml.safe_load(value)
+                value if name in ("prompt", "negative_prompt", "model", "vae", *IMAGE_FIELDS) else yaml.safe_load(value)
             )
         except yaml.YAMLError:
             raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None

@@ -2,11 +2,12 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 from studio.engine.engine import Watch
-from studio.events import Event, ImageReady
+from studio.events import Event, ImageReady, Notice
 from studio.lease import DeviceLease
 from studio.records import ImageRecord, Job, ModelRef, PartRef
 from studio.spec import GenerationRequest
@@ -62,6 +63,8 @@ class Drawing:
         def tell(event: Event) -> None:
             if isinstance(event, ImageReady):
                 print(json.dumps({"path": event.path, "seed": event.record.seed, **facts}), flush=True)
+            elif isinstance(event, Notice):
+                print(event.message, file=sys.stderr, flush=True)
 
         watch = Watch(tell, lambda: "interrupt" if self.stopped else "")
         with DeviceLease(self._engine.device.key).held(lambda: self.stopped) as mine:

@@ -54,6 +54,14 @@ class Preview(Frozen):
     path: str
 
 
+class Notice(Frozen):
+    """What a person should know about a job that goes on all the same, in one sentence."""
+
+    type: Literal["notice"] = "notice"
+    job: str
+    message: str
+
+
 class ImageReady(Frozen):
     """A picture is on disk, for good."""
 
@@ -96,7 +104,7 @@ class Failed(Frozen):
     message: str
 
 
-Event = Ready | Queued | Started | Progress | Preview | ImageReady | Metric | Checkpoint | Finished | Failed
+Event = Ready | Queued | Started | Progress | Preview | Notice | ImageReady | Metric | Checkpoint | Finished | Failed
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

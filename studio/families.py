@@ -40,7 +40,6 @@ class ModelFamily:
         interval_tasks: where guidance can be switched half-way.
         rescale_tasks: whose pipelines can rescale guidance.
         switched: for that: the pipeline's tensor -> the embedding it is made of, "" for rows that are the same with and without.
-        decoded_here: tasks whose pipeline must not turn latents into colours itself.
         load_options: what the pipeline classes are told when they are made.
     """
 
@@ -68,7 +67,6 @@ class ModelFamily:
     interval_tasks: frozenset[str] = frozenset({TEXT2IMAGE, IMAGE2IMAGE})
     rescale_tasks: frozenset[str] = frozenset({TEXT2IMAGE})
     switched: dict[str, str] = field(default_factory=lambda: {"prompt_embeds": "prompt_embeds"})
-    decoded_here: frozenset[str] = frozenset()
     load_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -195,7 +193,6 @@ FAMILIES: dict[str, ModelFamily] = {
         arguments=("guidance_scale",),
         interval_tasks=frozenset({TEXT2IMAGE}),  # diffusers 0.42: img2img's callback cannot change the pooled prompt
         switched={"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "pooled_prompt_embeds"},
-        decoded_here=frozenset({INPAINT}),  # diffusers 0.42: the pipeline forgets the autoencoder's shift
     ),
     # Flux was distilled to take guidance as a number (CFG Scale here, as in other tools) and needs no second, negative run.
     # A negative prompt counts only with True CFG above 1, which doubles the time.

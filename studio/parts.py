@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studio.upscalers import BUILT_IN
+
 
 @dataclass(frozen=True)
 class PartKind:
@@ -12,6 +14,7 @@ class PartKind:
     Attributes:
         title: as people call it.
         folder: below `models/` in the data root, and below `presets/`.
+        others: what other tools call that folder.
         classes: `_class_name` in the `config.json` of a diffusers folder -> the config's entries that must equal the main model's,
             by the main model's name for them.
     """
@@ -19,6 +22,12 @@ class PartKind:
     title: str
     folder: str
     classes: dict[str, dict[str, str]]
+    others: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The names that the folder may have."""
+        return self.folder, *self.others
 
 
 UNET_SHAPE = {"cross_attention_dim": "cross_attention_dim", "block_out_channels": "block_out_channels"}
@@ -43,8 +52,11 @@ KINDS = {
     "t2i_adapter": PartKind("T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}),
     "ip_adapter": PartKind("IP-Adapter", "controlnets", {}),
     "upscaler": PartKind("upscaler", "upscalers", {}),
+    "vae": PartKind("VAE", "vae", {"AutoencoderKL": {}}, ("VAE",)),
 }
 UNIT_KINDS = {"controls": "controlnet", "t2i_adapters": "t2i_adapter", "ip_adapters": "ip_adapter"}
+OWN_VAE = "own"  # the VAE of the model's own files, where its `studio.yaml` names another
+RESERVED = {"upscaler": BUILT_IN, "vae": (OWN_VAE,)}
 
 
 @dataclass(frozen=True)
@@ -65,16 +77,25 @@ class Part:
     problem: str = ""
 
 
-def shape_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what parts must agree with, from a denoiser's `config.json`.
+def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
+    """Return what parts must agree with, from the `config.json` of a denoiser and of an autoencoder.
 
     Besides entries of the config: `attention_layers`, how often a transformer attends, which an IP-Adapter must have weights for.
     """
     names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
-    shape = {name: config[name] for name in names if config.get(name) is not None}
-    if config.get("num_layers") is not None:
-        shape["attention_layers"] = config["num_layers"] + len(config.get("dual_attention_layers") or ())
-    return shape
+    shape = {name: denoiser[name] for name in names if denoiser.get(name) is not None}
+    if denoiser.get("num_layers") is not None:
+        shape["attention_layers"] = denoiser["num_layers"] + len(denoiser.get("dual_attention_layers") or ())
+    return shape | vae_shape(vae)
+
+
+def vae_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what two autoencoders of a family have in common; what an old `config.json` leaves out is AutoencoderKL's default."""
+    return {
+        "latent_channels": config.get("latent_channels", 4),
+        "scaling_factor": config.get("scaling_factor", 0.18215),
+        "downscale_factor": 2 ** (len(config.get("block_out_channels", (64,))) - 1),
+    }
 
 
 def shape_problem(part: Part, shape: dict[str, Any]) -> str:

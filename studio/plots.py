@@ -15,6 +15,7 @@ from pydantic import model_validator
 
 from studio.errors import InvalidRequest, shown
 from studio.fields import Frozen
+from studio.parts import OWN_VAE
 from studio.schedulers import SIGMA_LABELS
 from studio.spec import RESIZE_LABELS, GenerationRequest, parse_request
 from studio.units import IMAGE_FIELDS
@@ -248,6 +249,7 @@ def example(field: str) -> str:
         "negative_prompt": 'blurry, "blurry, dark"',
         "model": "shapes, my-model",
         "scheduler": "Euler, Euler a, DPM++ 2M",
+        "vae": f"{OWN_VAE}, my-vae",
         "width": "512, 768 or 512-768 (+128)",
         "height": "512, 768 or 512-768 (+128)",
         "guidance_scale": "3, 5, 7.5 or 1-10 [4]",

@@ -71,7 +71,10 @@ class Machine(Frozen):
 
 
 class ImageRecord(Frozen):
-    """One finished picture: everything needed to make it again. `request.seed` is this picture's own job seed, `index` its place."""
+    """One finished picture: everything needed to make it again.
+
+    `request.seed` is this picture's own job seed, `index` its place; `notes` are what a person should know of how it was made.
+    """
 
     id: str
     created: str
@@ -81,3 +84,4 @@ class ImageRecord(Frozen):
     seed: int
     index: int
     machine: Machine
+    notes: tuple[str, ...] = ()

@@ -235,6 +235,10 @@ class GenerationRequest(Frozen):
             shown_offset=1,
         ),
     ] = 0
+    vae: Annotated[
+        str | None,
+        control("SD VAE", "more", "Turns latents into colours; Automatic is the model's usual one.", max_length=300),
+    ] = None
     vae_tiling: Annotated[
         bool,
         control("VAE tiling", "more", "Decode in tiles: large pictures need less memory; it changes them a little."),
@@ -265,9 +269,9 @@ class GenerationRequest(Frozen):
             raise ValueError(f"{value} is not a number")
         return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
 
-    @field_validator("refiner", mode="before")
+    @field_validator("refiner", "vae", mode="before")
     @classmethod
-    def no_refiner(cls, value: Any) -> Any:
+    def no_model(cls, value: Any) -> Any:
         """Take "", what a dropdown sends, for none."""
         return value or None
 
@@ -395,24 +399,3 @@ def parse_request(values: dict[str, Any]) -> GenerationRequest:
         if problem.field == "request":
             problem.field = "scheduler"
         raise problem from None
-
-
-def fill_defaults(request: GenerationRequest, defaults: dict[str, Any], seed: int) -> GenerationRequest:
-    """Replace every `None` by the model's default and -1 by `seed`.
-
-    Raises:
-        InvalidRequest: if a default and the request do not fit together.
-    """
-    values = request.model_dump()
-    values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
-    values["sigmas"] = values["sigmas"] or "automatic"
-    values["seed"] = seed if request.seed == -1 else request.seed
-    if request.variation_strength and request.variation_seed == -1:
-        values["variation_seed"] = (seed * 48271 + 1) % (SEED_MAX - 64)  # random as the seed is, and another
-    if values["seed"] + values["num_images_per_prompt"] - 1 > SEED_MAX:
-        last = SEED_MAX - values["num_images_per_prompt"] + 1
-        raise InvalidRequest(
-            "seed",
-            f"seed={values['seed']} leaves no room for {values['num_images_per_prompt']} images; use at most {last}",
-        )
-    return parse_request(values)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from studio.fields import Frozen
-from studio.records import ModelRef
+from studio.records import ModelRef, PartRef
 from studio.spec import ResizeMode
 
 
@@ -26,11 +26,15 @@ class PreprocessCall(Frozen):
 
 
 class VaeCheckCall(Frozen):
-    """Encode a picture and decode it again; the answer's pictures are `given`, `decoded` and `difference`."""
+    """Encode a picture and decode it again, with a model's own autoencoder or with `vae` in its place.
+
+    The answer's pictures are `given`, `decoded` and `difference`.
+    """
 
     tool: Literal["vae_check"] = "vae_check"
     image: str
     model: ModelRef
+    vae: PartRef | None = None
 
 
 ToolCall = Annotated[PreprocessCall | VaeCheckCall, Field(discriminator="tool")]

@@ -36,7 +36,7 @@ TEXT_FIELDS = {
     name: field
     for name, field in GenerationRequest.model_fields.items()
     if facts_of(field)["group"] not in ("image", "inpaint", "outpaint", "control", "refiner")
-    and name not in ("pag_scale", "true_cfg_scale", "vae_tiling")  # what few need is said in `settings`
+    and name not in ("pag_scale", "true_cfg_scale", "vae", "vae_tiling")  # what few need is said in `settings`
 }
 
 

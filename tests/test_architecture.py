@@ -29,6 +29,7 @@ PURE = {
     "tools",
     "parts",
     "upscalers",
+    "layouts",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),

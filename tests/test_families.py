@@ -229,7 +229,7 @@ def test_the_picture_is_the_bare_pipelines(
     assert np.array_equal(pixels(ours), (image * 255).round().astype(int))
     second = getattr(diffusers, FAMILIES[name].pipelines["image2image"]).from_pipe(pipe)
     with torch.inference_mode():
-        latents = encode_picture(pipe, PICTURE)
+        latents = encode_picture(pipe, PICTURE, print)
     size = {} if name == "sdxl" else {"width": 64, "height": 64}
     generator = torch.Generator().manual_seed(1)
     image = second(image=latents, strength=0.7, generator=generator, **size, **bare).images[0]
@@ -246,7 +246,7 @@ def test_latents_have_the_scale_and_shift_of_the_family(
     with torch.inference_mode():
         pixels = torch.from_numpy(PICTURE).permute(2, 0, 1)[None] / 127.5 - 1
         raw = pipe.vae.encode(pixels).latent_dist.mode()
-        ours = encode_picture(pipe, PICTURE)
+        ours = encode_picture(pipe, PICTURE, print)
     assert torch.equal(ours, (raw - (config.shift_factor or 0.0)) * config.scaling_factor)
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from studio.errors import InvalidRequest
 from studio.schedulers import SCHEDULERS, canonical, scheduler_problem
-from studio.spec import GenerationRequest, fill_defaults, parse_request
+from studio.spec import GenerationRequest, parse_request
+from studio.store.library import fill_defaults
 
 WRONG = [
     ("width", 500, "width=500 must be a multiple of 8; use 496 or 504"),

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from studio.engine.tasks import LoadImage, Start, told_size
 from studio.engine.units import Units
 from studio.engine.upscale import enlarge
 from studio.engine.vae_check import check_vae
-from studio.errors import DeviceError, ModelError
-from studio.events import Event, Finished, ImageReady, Progress, Started, Stop
+from studio.errors import DeviceError
+from studio.events import Event, Finished, ImageReady, Notice, Progress, Started, Stop
 from studio.families import FAMILIES
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
@@ -43,6 +44,7 @@ from studio.upscalers import LATENT, enlarged_size
 logger = logging.getLogger(__name__)
 
 Commit = Callable[[bytes, ImageRecord], str]
+Group = tuple[np.ndarray, tuple[str, ...]]  # pictures (B, H, W, 3) uint8, and what a person should know about them
 
 
 class Interrupted(Exception):
@@ -68,11 +70,19 @@ class Watch:
     save_preview: Callable[[bytes], str] | None = None
     clock: Callable[[], float] = time.monotonic
     _first: tuple[float, int] | None = None
+    _told: set[str] = field(default_factory=set)
 
     def check(self) -> None:
         """Raise Interrupted if the job should stop."""
         if stop := self.should_stop():
             raise Interrupted(stop)
+
+    def tell(self, job: Job, notes: tuple[str, ...]) -> None:
+        """Emit what a person should know about a job's pictures, each sentence once."""
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                self.emit(Notice(job=job.id, message=note))
 
     def report(self, job: Job, image: int, step: int, steps: int) -> None:
         """Emit progress; the first step of a job is left out of the time estimate because it warms up."""
@@ -131,7 +141,8 @@ class Engine:
                         seen, tool.preprocessor, resolution=tool.resolution, options=tool.options
                     )
                     return {}, {"map": encode_png(made)}
-                return check_vae(self.pipelines.vae(tool.model), picture)
+                own = self.pipelines.vae(tool.model)
+                return check_vae(self.parts.get(tool.vae, own.config) if tool.vae else own, picture)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"{self.device.title} has too little memory for this picture; use a smaller one"
@@ -165,30 +176,33 @@ class Engine:
         for first in range(0, request.num_images_per_prompt, request.batch_size):
             seeds = request.seeds[first : first + request.batch_size]
             try:
-                pictures = self._group(job, (start, units), first, seeds, watch)
+                pictures, notes = self._group(job, (start, units), first, seeds, watch)
             except Interrupted as stopped:
                 if stopped.stop == "skip":
                     continue
                 interrupted = True
                 break
+            watch.tell(job, notes)
             for index, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), first):
-                record = self._record(job, seed, index)
+                record = self._record(job, seed, index, notes)
                 path = commit(encode_png(picture), record)
                 watch.emit(ImageReady(job=job.id, path=path, record=record))
                 made += 1
         watch.emit(Finished(job=job.id, images=made, interrupted=interrupted))
 
-    def _group(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], watch: Watch) -> np.ndarray:
-        """Make one group, whose first picture is number `first` of the job, (B, H, W, 3) uint8."""
+    def _group(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], watch: Watch) -> Group:
+        """Make one group, whose first picture is number `first` of the job; see `Group`."""
         request, (start, _) = job.request, given
         watch.check()
         if start.unchanged is not None:
-            return self._kept(job, start.unchanged, first, len(seeds), watch)
+            return self._kept(job, start.unchanged, first, len(seeds), watch), ()
+        notes: list[str] = []
         steps = Steps(
             lambda step, total: watch.report(job, first, step, total),
             preview_event(job.id, watch.save_preview, watch.emit) if watch.save_preview else None,
             watch.check,
             job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb,
+            notes.append,
         )
         for last in (False, True):
             try:
@@ -203,11 +217,7 @@ class Engine:
                     ) from error
             self.parts.unload()  # what earlier jobs left may be what takes the room
             self.pipelines.unload()
-        if not torch.isfinite(made).all():
-            raise ModelError(
-                f"{job.model.title} made numbers that are no colours (NaN); try another sampling method or a lower CFG Scale"
-            )
-        return start.finish(to_pixels(made))
+        return start.finish(to_pixels(made)), tuple(dict.fromkeys([*start.notes, *notes]))
 
     def _kept(self, job: Job, picture: np.ndarray, first: int, number: int, watch: Watch) -> np.ndarray:
         """Return a picture (H, W, 3) that no model changes `number` times, larger if that is asked for."""
@@ -233,44 +243,50 @@ class Engine:
                 f"{self.device.title} has too little memory for {job.request.hires_upscaler}; choose a smaller upscaler"
             ) from error
 
+    def _vae(self, job: Job) -> Callable[[Any], Any] | None:
+        """Return what finds the autoencoder that stands in for a model's own; None if none does."""
+        part = next((part for part in job.parts if part.kind == "vae"), None)
+        return (lambda own: self.parts.get(part, own.config)) if part else None
+
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
         """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
-        request, (start, units), family = job.request, given, FAMILIES[job.model.family]
+        request, (start, units), family, vae = job.request, given, FAMILIES[job.model.family], self._vae(job)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
-        with self.pipelines.configured(request, job.model, seeds) as pipe:
+        with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe:
             prompts = encode_prompts(pipe, request, job.model)
             more = start.arguments(pipe, seeds)
             if request.task == TEXT2IMAGE and request.variation_strength:
                 more["latents"] = mixed_noise(pipe, request, first, generators)
             if hires and request.hires_upscaler == LATENT:
-                more["output_type"] = "latent"
+                more["decoded"] = False
             later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
             if job.model.refiner:
                 later = refiner_steps(pipe, request)
-                more |= {"output_type": "latent", "denoising_end": request.refiner_start}
+                more |= {"decoded": False, "denoising_end": request.refiner_start}
             steps.begin(later)
             with units.applied(pipe, request.canvas, len(seeds)) as steered:
                 made = run_pass(steered, family, request, prompts, generators, steps, **more)
         if job.model.refiner:
-            with self.pipelines.configured(request, job.model.refiner, seeds, task=IMAGE2IMAGE) as pipe:
+            with self.pipelines.configured(request, job.model.refiner, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
                 prompts = encode_prompts(pipe, request, job.model.refiner)
                 steps.begin()
                 more = {"image": made, "denoising_start": request.refiner_start}
                 return run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
-        with self.pipelines.configured(request, job.model, seeds, task=IMAGE2IMAGE) as pipe:
+        with self.pipelines.configured(request, job.model, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
             size = request.hires_size
-            image = enlarged(pipe, made, request, lambda one: self._enlarge(job, one, size, lambda *_: steps.check()))
+            larger = partial(self._enlarge, job, size=size, told=lambda *_: steps.check())
+            image = enlarged(pipe, made, request, larger, steps.notice)
             steps.begin()
             more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
             more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
             with units.applied(pipe, request.hires_size, len(seeds)) as steered:
                 return run_pass(steered, family, request, prompts, generators, steps, **more)
 
-    def _record(self, job: Job, seed: int, index: int) -> ImageRecord:
+    def _record(self, job: Job, seed: int, index: int, notes: tuple[str, ...]) -> ImageRecord:
         now = self._clock()
         return ImageRecord(
             id=self._name_image(now),
@@ -280,5 +296,6 @@ class Engine:
             parts=job.parts,
             seed=seed,
             index=index,
+            notes=notes,
             machine=self.device.machine,
         )

@@ -1,48 +1,118 @@
 """Between pictures and latents, for every family: the autoencoder's scale, shift and statistics, and latents in patches."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from studio.errors import ModelError
+
+NO_NUMBERS = "the model's latents are no numbers (NaN) in {dtype}; try another sampling method or a lower CFG Scale"
+NO_COLOURS = "the VAE makes numbers that are no colours (NaN) even in float32; choose another SD VAE"
+NO_LATENTS = "the VAE makes numbers that are no latents (NaN) of the picture even in float32; choose another SD VAE"
+DECODED = "The VAE made NaN in half precision; it was decoded in float32"
+ENCODED = "The VAE made NaN of the picture in half precision; it was encoded in float32"
+
+Notice = Callable[[str], None]
+
 
 @contextlib.contextmanager
-def safe_precision(vae: Any) -> Iterator[None]:
-    """Let an autoencoder compute in float32 if half precision makes NaN of what it does (SDXL's)."""
-    dtype = vae.dtype
-    overflows = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-    if overflows:
-        vae.to(torch.float32)
+def in_precision(vae: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Let an autoencoder compute in a number format; its own is put back."""
+    own = vae.dtype
+    if own != dtype:
+        vae.to(dtype)
     try:
         yield
     finally:
-        if overflows:
-            vae.to(dtype)
+        if own != dtype:
+            vae.to(own)
 
 
-def encode_picture(pipe: Any, picture: np.ndarray, *, shifted: bool = True) -> torch.Tensor:
-    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up.
+def working_dtype(vae: Any) -> torch.dtype:
+    """Return the number format for an autoencoder: float32 if it says that half precision makes NaN of what it does (SDXL's)."""
+    return torch.float32 if vae.dtype == torch.float16 and vae.config.get("force_upcast") else vae.dtype
+
+
+def safe_precision(vae: Any) -> contextlib.AbstractContextManager[None]:
+    """Let an autoencoder compute in its `working_dtype`."""
+    return in_precision(vae, working_dtype(vae))
+
+
+def encode_picture(pipe: Any, picture: np.ndarray, notice: Notice, *, shifted: bool = True) -> torch.Tensor:
+    """Encode a picture (H, W, 3) uint8, (1, C, h, w), scaled for a denoiser; see `encode_unscaled`.
 
     Args:
         pipe: with the autoencoder.
         picture: to encode.
+        notice: told if half precision was not enough.
         shifted: whether the latents' own mean is taken away, as a denoiser wants it.
     """
-    vae, dtype = pipe.vae, pipe.vae.dtype
-    with safe_precision(vae):
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist.mode()
-    mean, deviation, scale = _statistics(vae, latents)
-    return ((latents - mean if shifted else latents) * scale / deviation).to(dtype)
-
-
-def decode_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents (B, C, h, w) to pictures (B, 3, H, W) in [0, 1]."""
+    latents = encode_unscaled(pipe.vae, picture, notice)
     mean, deviation, scale = _statistics(pipe.vae, latents)
-    pictures = pipe.vae.decode(latents * deviation / scale + mean, return_dict=False)[0]
+    return ((latents - mean if shifted else latents) * scale / deviation).to(pipe.vae.dtype)
+
+
+def encode_unscaled(vae: Any, picture: np.ndarray, notice: Notice) -> torch.Tensor:
+    """Encode a picture (H, W, 3) uint8, (1, C, h, w): the mean, so that no random number is used up.
+
+    If half precision makes NaN or infinity of it (of one plain colour, for example), it is encoded once more in float32, and
+    `notice` is told.
+
+    Raises:
+        ModelError: if there is NaN even in float32.
+    """
+
+    def encoded() -> torch.Tensor:
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
+        return vae.encode(pixels).latent_dist.mode()
+
+    return _finite(vae, encoded, (NO_LATENTS, ENCODED), notice)
+
+
+def decode_latents(pipe: Any, latents: torch.Tensor, notice: Notice) -> torch.Tensor:
+    """Decode latents (B, C, h, w) as a denoiser makes them to pictures (B, 3, H, W) in [0, 1].
+
+    Args:
+        pipe: has the autoencoder.
+        latents: scaled.
+        notice: told if half precision was not enough.
+
+    Raises:
+        ModelError: if there is NaN in the latents, or in the pictures even in float32.
+    """
+    if not torch.isfinite(latents).all():
+        raise ModelError(NO_NUMBERS.format(dtype=str(latents.dtype).removeprefix("torch.")))
+    latents = latents.to(working_dtype(pipe.vae))
+    mean, deviation, scale = _statistics(pipe.vae, latents)
+    pictures = decode_unscaled(pipe.vae, latents * deviation / scale + mean, notice)
     return pipe.image_processor.postprocess(pictures, output_type="pt")
+
+
+def decode_unscaled(vae: Any, latents: torch.Tensor, notice: Notice) -> torch.Tensor:
+    """Decode latents (B, C, h, w) as the autoencoder makes them to pictures (B, 3, H, W) in [-1, 1].
+
+    If half precision makes NaN or infinity of them, they are decoded once more in float32, and `notice` is told.
+
+    Raises:
+        ModelError: if there is NaN even in float32.
+    """
+    return _finite(vae, lambda: vae.decode(latents.to(vae.dtype), return_dict=False)[0], (NO_COLOURS, DECODED), notice)
+
+
+def _finite(vae: Any, compute: Callable[[], torch.Tensor], sentences: tuple[str, str], notice: Notice) -> torch.Tensor:
+    """Compute with an autoencoder, once more in float32 if that is needed; `sentences` are the error and the notice."""
+    with safe_precision(vae):
+        made = compute()
+    if not torch.isfinite(made).all() and made.dtype != torch.float32:
+        with in_precision(vae, torch.float32):
+            made = compute()
+        notice(sentences[1])
+    if not torch.isfinite(made).all():
+        raise ModelError(sentences[0])
+    return made
 
 
 def _statistics(vae: Any, like: torch.Tensor) -> tuple[Any, Any, float]:

@@ -1,16 +1,17 @@
-"""PartManager: loads ControlNets, adapters and upscalers, keeps the last ones used."""
+"""PartManager: loads ControlNets, adapters, upscalers and VAEs, keeps the last ones used."""
 
 import gc
 import importlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 
+from studio.engine.autoencoders import INHERITED, load_vae_file
 from studio.engine.devices import Device
 from studio.engine.pipelines import first_line, quiet_libraries
 from studio.engine.upscale import load_upscaler
@@ -36,27 +37,33 @@ class PartManager:
         self.device = device
         self._loaded: OrderedDict[str, Any] = OrderedDict()
 
-    def get(self, part: PartRef) -> Any:
+    def get(self, part: PartRef, own: Mapping[str, Any] | None = None) -> Any:
         """Return a part's network, or `IPWeights`.
+
+        Args:
+            part: as the job has it.
+            own: configuration of the model's own network of this kind, for a single file, which does not say everything.
 
         Raises:
             ModelError: if it cannot be loaded.
             DeviceError: if it does not fit into memory.
         """
-        if part.sha256 not in self._loaded:
+        told = inherited(part, own or {})
+        key = f"{part.sha256} {json.dumps(told)}" if told else part.sha256
+        if key not in self._loaded:
             while len(self._loaded) >= KEPT:
                 self._loaded.popitem(last=False)
                 gc.collect()
             with torch.inference_mode(False):
-                self._loaded[part.sha256] = self._load(part)
-        self._loaded.move_to_end(part.sha256)
-        return self._loaded[part.sha256]
+                self._loaded[key] = self._load(part, told)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
 
-    def _load(self, part: PartRef) -> Any:
+    def _load(self, part: PartRef, told: dict[str, Any]) -> Any:
         quiet_libraries()
-        title = KINDS[part.kind].title
+        title, path = KINDS[part.kind].title, Path(part.path)
         try:
-            return LOADERS[part.kind](Path(part.path), self.device)
+            return FILES[part.kind](path, self.device, told) if told else LOADERS[part.kind](path, self.device)
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{title} {part.id} does not fit into the memory of {self.device.title}") from error
         except Exception as error:
@@ -101,9 +108,21 @@ IMAGE_ENCODERS: dict[str, tuple[str, str, Callable[[int], dict[str, Any]]]] = {
     "clip": ("CLIPVisionModelWithProjection", "CLIPImageProcessor", lambda side: {"size": side, "crop_size": side}),
     "siglip": ("SiglipVisionModel", "SiglipImageProcessor", lambda side: {"size": {"height": side, "width": side}}),
 }
+
+
+def inherited(part: PartRef, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a single file takes from the model's own network, in plain values; {} for a part that says everything itself."""
+    if part.kind not in FILES or not Path(part.path).is_file():
+        return {}
+    return {name: own[name] for name in FROM_OWN[part.kind] if name in own}
+
+
 LOADERS: dict[str, Callable[[Path, Device], Any]] = {
     "controlnet": _load_network,
     "t2i_adapter": _load_network,
     "ip_adapter": _load_ip_adapter,
     "upscaler": load_upscaler,
+    "vae": _load_network,
 }
+FILES: dict[str, Callable[[Path, Device, Mapping[str, Any]], Any]] = {"vae": load_vae_file}
+FROM_OWN = {"vae": INHERITED}

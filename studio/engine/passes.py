@@ -25,6 +25,7 @@ class Steps:
         preview: stores a preview PNG and tells of it, with the step; None makes none.
         check: raises if the job should stop.
         factors: (C + 1, 3) map from latents to colour.
+        notice: told what a person should know about the result.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class Steps:
         preview: Callable[[int, bytes], None] | None,
         check: Callable[[], None],
         factors: Any,
+        notice: Callable[[str], None],
     ) -> None:
+        self.notice = notice
         self._report, self._preview, self.check, self._factors = report, preview, check, factors
         self._before = self._now = 0
         self._later = 0.0
@@ -72,16 +75,18 @@ def run_pass(
         prompts: encoded.
         generators: one a picture.
         steps: hears of each.
-        more: what the task needs besides, and `output_type`.
+        more: what the task needs besides; `decoded` false for latents.
 
     Returns:
-        Pictures (B, 3, H, W) in [0, 1], or latents (B, C, h, w) with `output_type="latent"`.
+        Pictures (B, 3, H, W) in [0, 1], or latents (B, C, h, w) if they shall not be decoded.
+
+    Raises:
+        ModelError: if there is NaN in the result.
     """
     number, within = len(generators), guided(request)
     state: dict[str, Any] = {"on": within(0.0), "said": prompts.at(0.0)}
     size = (more["width"], more["height"]) if "width" in more else None
-    wanted = more.pop("output_type", "pt")
-    decoded_here = request.task in family.decoded_here
+    decoded = more.pop("decoded", True)
 
     def after_step(pipe: Any, step: int, timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         steps.done(pipe, step, unpacked(pipe, values["latents"], size))
@@ -110,12 +115,10 @@ def run_pass(
         generator=generators,
         callback_on_step_end=after_step,
         callback_on_step_end_tensor_inputs=["latents", *(name for name, part in family.switched.items() if not part)],
-        **{"num_inference_steps": request.num_inference_steps, "output_type": "latent" if decoded_here else wanted}
-        | more,
+        **{"num_inference_steps": request.num_inference_steps, "output_type": "latent"} | more,
     ).images
-    if wanted == "latent":
-        return unpacked(pipe, made, size)
-    return decode_latents(pipe, made) if decoded_here else made
+    latents = unpacked(pipe, made, size)
+    return decode_latents(pipe, latents, steps.notice) if decoded else latents
 
 
 def guided(request: GenerationRequest) -> Callable[[float], bool]:
@@ -186,7 +189,11 @@ def second_steps(request: GenerationRequest, noise: str) -> int:
 
 
 def enlarged(
-    pipe: Any, made: torch.Tensor, request: GenerationRequest, enlarge: Callable[[np.ndarray], np.ndarray]
+    pipe: Any,
+    made: torch.Tensor,
+    request: GenerationRequest,
+    enlarge: Callable[[np.ndarray], np.ndarray],
+    notice: Callable[[str], None],
 ) -> torch.Tensor:
     """Turn the first pass's result into the latents that the second starts from, (B, C, h, w).
 
@@ -195,12 +202,13 @@ def enlarged(
         made: latents for the `latent` upscaler, else pictures (B, 3, H, W) in [0, 1].
         request: names the upscaler and the size.
         enlarge: brings a picture (H, W, 3) to that size, for any other upscaler.
+        notice: told if half precision was not enough.
     """
     if request.hires_upscaler == LATENT:
         width, height = request.hires_size
         size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
         return torch.nn.functional.interpolate(made, size=size, mode="bilinear", antialias=True)
-    return torch.cat([encode_picture(pipe, enlarge(one)) for one in to_pixels(made)])
+    return torch.cat([encode_picture(pipe, enlarge(one), notice) for one in to_pixels(made)])
 
 
 def to_pixels(made: torch.Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,13 @@ class PipelineManager:
 
     @contextmanager
     def configured(
-        self, request: GenerationRequest, model: ModelRef, seeds: Sequence[int], *, task: str = ""
+        self,
+        request: GenerationRequest,
+        model: ModelRef,
+        seeds: Sequence[int],
+        *,
+        vae: Callable[[Any], Any] | None = None,
+        task: str = "",
     ) -> Iterator[Any]:
         """Yield the pipeline for a request's task with its scheduler; whatever a request changes is put back afterwards.
 
@@ -52,14 +58,16 @@ class PipelineManager:
             request: resolved.
             model: where the weights are.
             seeds: one for each picture of the group, for schedulers that draw their own noise.
+            vae: returns the autoencoder to work with in place of the model's own, which it is given.
             task: instead of the request's own, for a second pass.
         """
         with torch.inference_mode(False):  # weights that are loaded inside it could never be changed or trained
             pipe = self._pipeline(model, task or request.task, pag=request.pag_scale > 0)
-        saved, network = pipe.scheduler, denoiser(pipe)
+        saved, own, network = pipe.scheduler, pipe.vae, denoiser(pipe)
         processors = dict(network.attn_processors) if request.pag_scale else None
         try:
             pipe.scheduler = build_scheduler(saved.config, request, seeds)
+            pipe.vae = vae(own) if vae else own
             if request.vae_tiling:
                 tile_vae(pipe, model)
             yield pipe
@@ -69,6 +77,7 @@ class PipelineManager:
                 network.set_attn_processor(processors)
             if getattr(pipe.vae, "use_tiling", False):
                 pipe.vae.disable_tiling()
+            pipe.vae = own
 
     def warm(self, model: ModelRef) -> None:
         """Load a model ahead of the first job that wants it."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from studio.engine.latents import encode_picture
+from studio.engine.latents import Notice, encode_picture
 from studio.units import ControlSpec, T2IAdapterSpec
 
 SOFT = 0.825  # A1111's weakening of each block further out, when prompt or ControlNet is "more important"
@@ -204,7 +204,7 @@ def with_other_half(levels: list[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.cat([torch.zeros_like(level), level]) for level in levels]
 
 
-def unet_condition(pipe: Any, network: Any, picture: np.ndarray) -> torch.Tensor:
+def unet_condition(pipe: Any, network: Any, picture: np.ndarray, _: Notice) -> torch.Tensor:
     """Turn a control picture (H, W, 3) uint8 into what a UNet's ControlNet or adapter reads, (1, C, H, W) in [0, 1]."""
     values = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     channels = (
@@ -214,11 +214,11 @@ def unet_condition(pipe: Any, network: Any, picture: np.ndarray) -> torch.Tensor
     return values.to(pipe.unet.device, pipe.unet.dtype)
 
 
-def joint_condition(pipe: Any, network: Any, picture: np.ndarray) -> torch.Tensor:
+def joint_condition(pipe: Any, network: Any, picture: np.ndarray, notice: Notice) -> torch.Tensor:
     """Encode a control picture (H, W, 3) uint8 as Stable Diffusion 3's ControlNets read it, (1, C, h, w).
 
     The mean: diffusers' pipeline takes a sample, with numbers from the process's own generator, which would make a seed's picture
     depend on what was drawn before. Those that want no pooled prompt were trained without the autoencoder's shift, too.
     """
-    latents = encode_picture(pipe, picture, shifted=not network.config.force_zeros_for_pooled_projection)
+    latents = encode_picture(pipe, picture, notice, shifted=not network.config.force_zeros_for_pooled_projection)
     return latents.to(pipe.transformer.device, pipe.transformer.dtype)

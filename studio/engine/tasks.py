@@ -36,6 +36,7 @@ class Start:
         self.picture: np.ndarray | None = None  # (height, width, 3) uint8: what the pipeline sees
         self.plan: Inpainting | None = None
         self._latents: dict[str, torch.Tensor] = {}
+        self.notes: list[str] = []  # what a person should know of how pictures were encoded
         if request.image is None:
             return
         picture = flatten(load_image(request.image, "image"))
@@ -161,7 +162,7 @@ class Start:
     def _encoded(self, pipe: Any, name: str, picture: np.ndarray) -> torch.Tensor:
         """Encode a picture (H, W, 3) once a job."""
         if name not in self._latents:
-            self._latents[name] = encode_picture(pipe, picture)
+            self._latents[name] = encode_picture(pipe, picture, self.notes.append)
         return self._latents[name]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from studio.engine.canvas import flatten
 from studio.engine.controls import Preprocessors
-from studio.engine.latents import denoiser
+from studio.engine.latents import Notice, denoiser
 from studio.engine.parts import PartManager
 from studio.engine.pipelines import rebuilt
 from studio.engine.seeing import Look, joint_sees, unet_sees
@@ -39,7 +39,7 @@ class Steering(NamedTuple):
 
     component: str
     arguments: Callable[..., dict[str, Any]]
-    condition: Callable[[Any, Any, np.ndarray], torch.Tensor]
+    condition: Callable[[Any, Any, np.ndarray, Notice], torch.Tensor]
     sees: Callable[[Any, list[Look]], AbstractContextManager[list[torch.Tensor]]]
 
 
@@ -122,7 +122,9 @@ class Units:
         """Return what a network reads of its control picture, made once a job and size."""
         key = (unit.model_dump_json(), size)
         if key not in self._conditions:
-            self._conditions[key] = steering.condition(pipe, network, self.control_map(unit, size))
+            self._conditions[key] = steering.condition(
+                pipe, network, self.control_map(unit, size), self._start.notes.append
+            )
         return self._conditions[key]
 
     def control_map(self, unit: ControlSpec | T2IAdapterSpec, size: tuple[int, int]) -> np.ndarray:

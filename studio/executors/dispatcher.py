@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import InvalidRequest, StudioError
-from studio.events import Event, Failed, Finished, ImageReady, Preview, Progress, Ready, Started
+from studio.events import Event, Failed, Finished, ImageReady, Notice, Preview, Progress, Ready, Started
 from studio.executors.base import Executor
 from studio.records import Job
 from studio.spec import SEED_MAX, GenerationRequest
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 500
 TOOLS_WAITING = 4
+NOTICES = 200  # jobs whose notices are remembered; their pictures say them for good
 SHOWN_WAITING = 100  # places of the queue that a page lists
 
 
@@ -66,6 +67,7 @@ class Dispatcher:
         self._version = 0
         self._listeners: set[Callable[[], None]] = set()
         self._live: Live | None = None
+        self._notices: dict[str, list[str]] = {}
         self._device: dict[str, Any] = {"state": "starting"}
         self._closing = False
         self._tools = threading.BoundedSemaphore(TOOLS_WAITING)  # each holds a thread that answers pages
@@ -242,6 +244,11 @@ class Dispatcher:
             live.preview = event.path
             live.previews += 1
             return  # the step's progress follows at once: one answer to the page tells both
+        elif isinstance(event, Notice):
+            logger.warning("job %s: %s", entry.id, event.message)
+            self._notices[entry.id] = [*self._notices.get(entry.id, []), event.message]
+            while len(self._notices) > NOTICES:
+                del self._notices[next(iter(self._notices))]
         elif isinstance(event, ImageReady):
             live.images.append(event.record.id)
             self.jobs.add_image(entry.id, event.record.id)
@@ -259,6 +266,10 @@ class Dispatcher:
             fresh = {name: secrets.randbelow(SEED_MAX - 64) for name in names}
             again = entry.job.request.model_copy(update=fresh)
             self.jobs.add(entry.job.model_copy(update={"id": new_job_id(), "request": again}), forever=True)
+
+    def notices(self, job_id: str) -> list[str]:
+        """Return what a person should know about a job's pictures; [] after a restart, while the pictures still say it."""
+        return list(self._notices.get(job_id, ()))
 
     def preview_path(self, job_id: str) -> Path | None:
         """Return the newest preview of the running job."""
@@ -311,6 +322,7 @@ class Dispatcher:
                 "width": request.width,
                 "height": request.height,
                 "error": entry.error,
+                "notices": self.notices(entry.id),
                 "forever": entry.forever,
             }
         return facts

@@ -11,7 +11,7 @@ from studio.families import FAMILIES, check_refiner, check_request, detect_famil
 from studio.parts import shape_of
 from studio.records import ModelRef, PartRef
 from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
-from studio.spec import GenerationRequest, fill_defaults, parse_request
+from studio.spec import SEED_MAX, GenerationRequest, parse_request
 from studio.store.hashes import Hashes
 from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_problem
 from studio.store.index import Database
@@ -136,9 +136,34 @@ class Library:
         check_request(model.family, model.kind, filled)
         return filled, self.reference(model, filled.refiner)
 
+    def vae_of(self, model_id: str, name: str | None) -> PartRef | None:
+        """Find the VAE that stands in for a model's own; see `PartLibrary.vae_of`."""
+        return self.parts.vae_of(name, model_id, self.get(model_id).shape)
+
     def parts_of(self, request: GenerationRequest) -> tuple[PartRef, ...]:
         """Find the parts that a resolved request names; see `PartLibrary.of_request`."""
         return self.parts.of_request(request, self.get(request.model).shape)
+
+
+def fill_defaults(request: GenerationRequest, defaults: dict[str, Any], seed: int) -> GenerationRequest:
+    """Replace every `None` by the model's default and -1 by `seed`.
+
+    Raises:
+        InvalidRequest: if a default and the request do not fit together.
+    """
+    values = request.model_dump()
+    values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
+    values["sigmas"] = values["sigmas"] or "automatic"
+    values["seed"] = seed if request.seed == -1 else request.seed
+    if request.variation_strength and request.variation_seed == -1:
+        values["variation_seed"] = (seed * 48271 + 1) % (SEED_MAX - 64)  # random as the seed is, and another
+    if values["seed"] + values["num_images_per_prompt"] - 1 > SEED_MAX:
+        last = SEED_MAX - values["num_images_per_prompt"] + 1
+        raise InvalidRequest(
+            "seed",
+            f"seed={values['seed']} leaves no room for {values['num_images_per_prompt']} images; use at most {last}",
+        )
+    return parse_request(values)
 
 
 def _usable(model: Model, field: str) -> Model:
@@ -197,7 +222,7 @@ def read_model(name: str, folder: Path) -> Model:
             family=family,
             noise=noise,
             kind=kind,
-            shape=shape_of(denoiser),
+            shape=shape_of(denoiser, _vae_config(folder)),
             defaults=defaults,
             latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
             words=frozenset(facts.get("words", ())),
@@ -207,6 +232,11 @@ def read_model(name: str, folder: Path) -> Model:
         return Model(id=name, path=folder, title=name, problem=str(error))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OSError) as error:
         return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
+
+
+def _vae_config(folder: Path) -> dict[str, Any]:
+    path = folder / "vae" / "config.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _noise(family: str, scheduler: str) -> str:

@@ -92,6 +92,7 @@ def to_parameters(record: ImageRecord) -> str:
         **_variation_facts(request, record.index),
         **_edit_facts(request),
         **_unit_facts(record),
+        **_vae_facts(record),
         "Refiner": request.refiner,
         "Refiner switch at": f"{request.refiner_start:g}" if request.refiner else None,
         "Version": f"Studio {VERSION}",
@@ -130,6 +131,12 @@ def _edit_facts(request: GenerationRequest) -> dict[str, object]:
         if request.only_masked:
             facts |= {"Inpaint area": "Only masked", "Masked area padding": request.padding}
     return facts
+
+
+def _vae_facts(record: ImageRecord) -> dict[str, object]:
+    """Return A1111's fact about a VAE, which it calls by its file."""
+    part = next((part for part in record.parts if part.kind == "vae"), None)
+    return {"VAE": Path(part.path).name or part.id} if part else {}
 
 
 def _unit_facts(record: ImageRecord) -> dict[str, object]:
@@ -241,6 +248,7 @@ def from_parameters(text: str) -> Found:
         ("Hires upscaler", "hires_upscaler", upscaler_name),
         ("Refiner switch at", "refiner_start", float),
         ("Clip skip", "clip_skip", lambda value: int(value) - 1),
+        ("VAE", "vae", vae_name),
     ):
         if key in facts:
             try:
@@ -258,6 +266,11 @@ def from_parameters(text: str) -> Found:
     if "Refiner" in facts:
         notes.append(f"its last steps were drawn by the refiner {facts['Refiner']}; choose yours below Refiner")
     return Found(source="a1111", values=values, notes=tuple(notes), text=text)
+
+
+def vae_name(file: str) -> str:
+    """Return what we call a VAE that A1111 names by its file."""
+    return re.sub(r"\.(safetensors|ckpt|pt)$", "", file)
 
 
 def _set_sampler(values: dict[str, Any], sampler: str, schedule: str) -> list[str]:

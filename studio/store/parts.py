@@ -1,4 +1,4 @@
-"""Parts on disk: ControlNets, adapters, upscalers. Reads headers only; what is dropped into the folders appears without a restart."""
+"""Parts on disk: ControlNets, adapters, upscalers, VAEs. Reads headers only; new files appear without a restart."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +7,27 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError
-from studio.parts import KINDS, SD3_SHAPE, SD3_TEXT, UNIT_KINDS, Part, encoder_kind, shape_problem
+from studio.layouts import TINY, vae_config, vae_names
+from studio.parts import (
+    KINDS,
+    OWN_VAE,
+    RESERVED,
+    SD3_SHAPE,
+    SD3_TEXT,
+    UNIT_KINDS,
+    Part,
+    encoder_kind,
+    shape_problem,
+    vae_shape,
+)
 from studio.records import PartRef
 from studio.spec import GenerationRequest
 from studio.store.hashes import Hashes
 from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_header, safetensors_problem
-from studio.upscalers import BUILT_IN, uses_model
+from studio.upscalers import uses_model
 
 DEPTH = 2
+NO_VAE = "it is a network of the class {!r}; only AutoencoderKL can stand in for a model's VAE"
 CONVOLUTION = 4  # dimensions of its weight: every upscaler has one
 JOINT_LAYER = (  # of an IP-Adapter for Stable Diffusion 3: what it has for each of the model's attentions
     *("norm_ip.linear.weight", "norm_ip.linear.bias", "to_k_ip.weight", "to_v_ip.weight"),
@@ -37,8 +50,7 @@ class PartLibrary:
     def parts(self, kind: str) -> list[Part]:
         """List all parts of a kind, usable or not."""
         found: dict[str, Part] = {}
-        for root in self.roots:
-            folder = root / KINDS[kind].folder
+        for folder in (root / name for root in self.roots for name in KINDS[kind].folders):
             for path in sorted(_entries(folder)) if folder.is_dir() else ():
                 name = path.relative_to(folder).as_posix().removesuffix(".safetensors")
                 if name not in found and (part := READERS[kind](kind, name, path)):
@@ -55,8 +67,10 @@ class PartLibrary:
         pickled = [part.id for part in parts.values() if part.problem and part.path.stem == part_id]
         part_id = pickled[0] if pickled and part_id not in parts else part_id
         if part_id not in parts:
-            built_in = BUILT_IN if kind == "upscaler" else ()
-            names = ", ".join([*built_in, *(part.id for part in parts.values() if not part.problem)]) or "none"
+            names = (
+                ", ".join([*RESERVED.get(kind, ()), *(part.id for part in parts.values() if not part.problem)])
+                or "none"
+            )
             place = self.roots[-1] / KINDS[kind].folder if self.roots else KINDS[kind].folder
             raise InvalidRequest(field, f"{field}={part_id!r} is no {KINDS[kind].title} in {place}; there is: {names}")
         if problem := parts[part_id].problem:
@@ -89,10 +103,30 @@ class PartLibrary:
                         field, f"{field}={unit.model!r} does not fit model={request.model!r}: {problem}"
                     )
                 found[kind, part.id] = self.reference(part)
+        if vae := self.vae_of(request.vae, request.model, shape) if not request.only_enlarges else None:
+            found["vae", vae.id] = vae
         if uses_model(request):
             part = self.get("upscaler", request.hires_upscaler, "hires_upscaler")
             found["upscaler", part.id] = self.reference(part)
         return tuple(found.values())
+
+    def vae_of(self, name: str | None, model: str, shape: dict[str, Any]) -> PartRef | None:
+        """Find the VAE that stands in for a model's own; None if its own does.
+
+        Args:
+            name: of the VAE, None or "own".
+            model: for messages.
+            shape: of the model.
+
+        Raises:
+            InvalidRequest: if it is missing, cannot be used, or was made for another family.
+        """
+        if name in (None, OWN_VAE):
+            return None
+        part = self.get("vae", name, "vae")
+        if problem := shape_problem(part, shape):
+            raise InvalidRequest("vae", f"vae={name!r} does not fit model={model!r}: {problem}")
+        return self.reference(part)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -117,12 +151,7 @@ def _read_folder(kind: str, name: str, path: Path) -> Part | None:
         wanted = KINDS[kind].classes.get(config.get("_class_name", ""))
         if wanted is None:
             return None
-        weights = sorted(path.glob("*.safetensors"))
-        if not weights:
-            raise ModelError("it has no weights (.safetensors); copy the folder again")
-        for file in weights:
-            if problem := safetensors_problem(file):
-                raise ModelError(f"{file.name} {problem}; copy the file again")
+        _check_weights(path)
         if more := config.get("extra_conditioning_channels"):
             raise ModelError(
                 f"it was trained to inpaint and wants a mask beside the picture (extra_conditioning_channels is {more}); "
@@ -141,6 +170,37 @@ def _network_shape(config: dict[str, Any], wanted: dict[str, str]) -> dict[str, 
     if wanted is SD3_SHAPE and "joint_attention_dim" in config and config["joint_attention_dim"] is None:
         return {ours: value for ours, value in shape.items() if ours not in SD3_TEXT}  # it does not read the prompt
     return shape
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a diffusers folder without whole and safe weights.
+
+    Raises:
+        ModelError: naming the file and the way out.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    pickles = [path for path in folder.iterdir() if path.suffix.lower() in PICKLES]
+    if not weights and pickles:
+        raise ModelError(f"{pickles[0].name} is a pickle, which can run code; {pickle_cure(pickles[0])}")
+    if not weights:
+        raise ModelError("it has no weights (.safetensors); copy the folder again")
+    for file in weights:
+        if problem := safetensors_problem(file):
+            raise ModelError(f"{file.name} {problem}; copy the file again")
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor of a file.
+
+    Raises:
+        ModelError: if it is a pickle or damaged, naming the way out.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(f"it is a pickle, which can run code; {pickle_cure(path)}")
+    if problem := safetensors_problem(path):
+        raise ModelError(f"{path.name} {problem}; copy the file again")
+    header = safetensors_header(path)
+    return {name: entry.get("shape", []) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _preprocessor(path: Path) -> str:
@@ -221,16 +281,48 @@ def _read_upscaler(kind: str, name: str, path: Path) -> Part | None:
     """Read a file of an upscaler's weights; which network it is shows when it is loaded."""
     if not path.is_file():
         return None
-    if path.suffix.lower() in PICKLES:
-        return Part(kind, name, path, {}, problem=f"it is a pickle, which can run code; {pickle_cure(path)}")
-    if problem := safetensors_problem(path):
-        return Part(kind, name, path, {}, problem=f"{path.name} {problem}; copy the file again")
-    if name in BUILT_IN:
-        return Part(kind, name, path, {}, problem="its name is that of a built-in one; give the file another name")
-    entries = [entry for key, entry in safetensors_header(path).items() if key != "__metadata__"]
-    if not any(len(entry.get("shape", ())) == CONVOLUTION for entry in entries):
+    try:
+        shapes = _shapes(path)
+        _check_name(kind, name)
+    except ModelError as error:
+        return Part(kind, name, path, {}, problem=str(error))
+    if not any(len(shape) == CONVOLUTION for shape in shapes.values()):
         return Part(kind, name, path, {}, problem=f"{path.name} holds no image network; copy an upscaler's file")
     return Part(kind, name, path, {})
+
+
+def _check_name(kind: str, name: str) -> None:
+    """Refuse a name that stands for something else in requests.
+
+    Raises:
+        ModelError: with the way out.
+    """
+    if name in RESERVED[kind]:
+        raise ModelError("its name is that of a built-in one; give the file another name")
+
+
+def _read_vae(kind: str, name: str, path: Path) -> Part | None:
+    """Read a VAE: a diffusers folder, or a file in diffusers' or latent-diffusion's layout, which does not say its scale."""
+    try:
+        _check_name(kind, name)
+        if path.is_file():
+            shapes = _shapes(path)
+            told = vae_config({new: shapes[old] for old, new in vae_names(shapes).items()})
+            return Part(kind, name, path, {ours: v for ours, v in vae_shape(told).items() if ours != "scaling_factor"})
+        if not (path / "config.json").is_file():
+            return None
+        config = read_json(path / "config.json")
+        class_name = config.get("_class_name", "")
+        if class_name not in KINDS[kind].classes:
+            raise ModelError(f"it is a {TINY}" if class_name == "AutoencoderTiny" else NO_VAE.format(class_name))
+        if (config.get("in_channels", 3), config.get("out_channels", 3)) != (3, 3):
+            raise ModelError("it is no autoencoder of pictures in three colours; copy the VAE of an image model")
+        _check_weights(path)
+        return Part(kind, name, path, vae_shape(config))
+    except (ModelError, ValueError) as error:
+        return Part(kind, name, path, {}, problem=str(error))
+    except (TypeError, KeyError, IndexError) as error:
+        return Part(kind, name, path, {}, problem=f"its files cannot be understood ({error})")
 
 
 Reader = Callable[[str, str, Path], Part | None]
@@ -239,4 +331,5 @@ READERS: dict[str, Reader] = {
     "t2i_adapter": _read_folder,
     "ip_adapter": _read_ip_adapter,
     "upscaler": _read_upscaler,
+    "vae": _read_vae,
 }

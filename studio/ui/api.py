@@ -107,7 +107,7 @@ class Api:
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
-                `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae_tiling`.
+                `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the model's), `vae_tiling`.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
 
         Returns:
@@ -251,18 +251,20 @@ class Api:
             for name, p in PREPROCESSORS.items()
         ]
 
-    def vae_check(self, image: str, model: str = "shapes") -> dict[str, Any]:
-        """Encode a picture and decode it again, to see what a model's autoencoder keeps.
+    def vae_check(self, image: str, model: str = "shapes", vae: str | None = None) -> dict[str, Any]:
+        """Encode a picture and decode it again, to see what an autoencoder keeps.
 
         Args:
             image: a picture file as base64, or a reference `blob:…`.
             model: whose autoencoder.
+            vae: name of a VAE to check in its place; it must fit the model.
 
         Returns:
             {"psnr" in dB, "worst" of 255 levels, "means" and "deviations" of the latents, "urls" of three pictures, …}.
         """
         library = self._services.library
-        call = VaeCheckCall(image=self._picture(image, "image"), model=library.reference(library.get(model)))
+        reference, part = library.reference(library.get(model)), library.vae_of(model, vae)
+        call = VaeCheckCall(image=self._picture(image, "image"), model=reference, vae=part)
         answer = self._services.dispatcher.ask(call)
         return answer.values | {"urls": {name: f"/studio/tool/{key}" for name, key in answer.pictures.items()}}
 
@@ -273,7 +275,8 @@ class Api:
             job: the id that `txt2img` returned.
 
         Returns:
-            {"job", "state": queued | running | done | failed | cancelled, "images": [{"id", "url"}], "error", "seed"}.
+            {"job", "state": queued | running | done | failed | cancelled, "images": [{"id", "url"}], "error", "seed",
+            "notices": [sentences about its pictures]}.
         """
         entry = self._services.dispatcher.jobs.get(job)
         if entry is None:
@@ -284,6 +287,7 @@ class Api:
             "state": entry.state,
             "images": images,
             "error": entry.error,
+            "notices": self._services.dispatcher.notices(job),
             "seed": entry.job.request.seed,
         }
 

@@ -44,7 +44,7 @@ def build_ui(services: Services) -> gr.Blocks:
                 with gr.Tab(TEXT["tools.info"], id="info"):
                     build_png_info(generate, tabs)
                 with gr.Tab(TEXT["tools.vae"], id="vae"):
-                    build_vae_check(services, generate.controls["model"])
+                    build_vae_check(services, generate.controls["model"], page)
         upscale.build_sender(tabs, tools)
         Api(services).register()
     return page

@@ -10,6 +10,7 @@ import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
 from studio.families import FAMILIES, OPTIONAL
+from studio.parts import OWN_VAE
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.store.library import unknown_words
@@ -19,6 +20,7 @@ from studio.ui.image_panel import ImagePanel
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
 from studio.ui.upscale_panel import upscaler_choices
+from studio.ui.vae_panel import offered, vae_choices
 from studio.upscalers import of_own_size
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class GenerateTab:
         values = GenerationRequest.model_construct(**model.defaults).model_dump() | {
             "sigmas": "automatic",
             "refiner": "",
+            "vae": "",
         }
         with gr.Row(elem_id="st-columns"):
             with gr.Column(scale=5, min_width=320):
@@ -146,6 +149,7 @@ class GenerateTab:
         """Return all options; a pair that cannot work is refused with the reason, so that no restored form can jam."""
         options = {"scheduler": list(SCHEDULERS), "sigmas": [(label, kind) for kind, label in SIGMA_LABELS.items()]}
         options |= {"hires_upscaler": self._upscalers(), "refiner": self._refiners()}
+        options["vae"] = vae_choices(self._services.library, self._model.id)
         return options.get(name)
 
     def _refiners(self) -> list[tuple[str, str]]:
@@ -171,6 +175,12 @@ class GenerateTab:
 
     def _upscalers(self) -> list[tuple[str, str]]:
         return upscaler_choices(self._services.library, drawing=True)
+
+    def _bind_vae(self, page: gr.Blocks, private: dict[str, Any]) -> None:
+        """Offer the VAEs that fit the model; at a page load the choice stays, because the form is being restored."""
+        library, model, box = self._services.library, self.controls["model"], self.controls["vae"]
+        model.change(lambda *chosen: offered(library, *chosen), [model, box], [box], **private)
+        page.load(lambda chosen: gr.update(choices=vae_choices(library, chosen)), [model], [box], **private)
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
@@ -231,6 +241,7 @@ class GenerateTab:
         controls["model"].change(self._fitting, [controls["model"]], optional, **private)
         page.load(self._fitting, [controls["model"]], optional, **private)
         page.load(self.control.offer, [controls["model"]], self.control.targets, **private)
+        self._bind_vae(page, private)
         page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
         page.load(
             None,
@@ -337,20 +348,22 @@ class GenerateTab:
         known = {model.id for model in self._services.library.models() if not model.problem}
         upscalers = {name for _, name in self._upscalers()}
         refiners = {name or None for _, name in self._refiners()}
-        wanted = {"model": known, "hires_upscaler": upscalers, "refiner": refiners}
+        vaes = {None, OWN_VAE, *(part.id for part in self._services.library.parts.parts("vae") if not part.problem)}
+        wanted = {"model": known, "hires_upscaler": upscalers, "refiner": refiners, "vae": vaes}
         usable = {name: value for name, value in values.items() if name not in wanted or value in wanted[name]}
-        if "refiner" in usable:
-            usable["refiner"] = usable["refiner"] or ""
+        usable |= {name: usable[name] or "" for name in ("refiner", "vae") if name in usable}
+        lost = [TEXT["vae.missing"].format(name=values["vae"])] if "vae" in values and "vae" not in usable else []
+        usable |= {"vae": ""} if lost else {}
         shown = to_page(GenerationRequest, usable)
         updates = [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
         images, notes = self.image.shown(values if pictures else {})
         units, more = self.control.shown(values if pictures else {})
-        return [*updates, *images, *units], [*notes, *more]
+        return [*updates, *images, *units], [*lost, *notes, *more]
 
 
 def usual() -> dict[str, dict[str, Any]]:
     """Return the usual values, as the page shows them, of groups whose fields do not depend on the model."""
-    plain = GenerationRequest().model_dump()
+    plain = GenerationRequest().model_dump() | {"vae": ""}  # as its dropdown says it
     groups = ("hires", "variation", "outpaint", "inpaint", "more")
     return {
         group: to_page(GenerationRequest, {name: plain[name] for name in fields_of(GenerationRequest, group)})

@@ -96,7 +96,7 @@ window.studio = (() => {
     if (job.state === "queued") return job.place === 1 ? "Next in the queue" : `Place ${job.place} in the queue`;
     if (job.state === "failed") return job.error;
     if (job.state === "cancelled") return job.images.length ? "Interrupted; finished pictures are kept" : "Interrupted";
-    if (job.state === "done") return "";
+    if (job.state === "done") return (job.notices || []).join(" ");
     const p = job.progress;
     if (!p) { const note = job.note || "waiting"; return note.charAt(0).toUpperCase() + note.slice(1) + " …"; }
     const parts = [`Step ${p.step} of ${p.steps}`];
