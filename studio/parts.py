@@ -32,14 +32,18 @@ class PartKind:
 
 UNET_SHAPE = {"cross_attention_dim": "cross_attention_dim", "block_out_channels": "block_out_channels"}
 JOINT_SHAPE = {"joint_attention_dim": "joint_attention_dim", "num_attention_heads": "num_attention_heads"}
+CONTROLNET_FOLDERS = ("ControlNet", "controlnet")
 KINDS = {
     "controlnet": PartKind(
         "ControlNet",
         "controlnets",
         {"ControlNetModel": UNET_SHAPE, "SD3ControlNetModel": JOINT_SHAPE, "FluxControlNetModel": JOINT_SHAPE},
+        CONTROLNET_FOLDERS,
     ),
-    "t2i_adapter": PartKind("T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}),
-    "ip_adapter": PartKind("IP-Adapter", "controlnets", {}),
+    "t2i_adapter": PartKind(
+        "T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}, CONTROLNET_FOLDERS
+    ),
+    "ip_adapter": PartKind("IP-Adapter", "controlnets", {}, CONTROLNET_FOLDERS),
     "upscaler": PartKind("upscaler", "upscalers", {}),
     "vae": PartKind("VAE", "vae", {"AutoencoderKL": {}}, ("VAE",)),
 }

@@ -80,7 +80,8 @@ class Units:
         steered = SteeredUNet(pipe.unet, group)
         for unit in self._controls:
             condition = to_condition(self.control_map(unit, size)).to(place, dtype)
-            steered.controls.append((unit, self._network("controls", unit.model), condition))
+            network = self._parts.get(self._refs[UNIT_KINDS["controls"], unit.model], pipe.unet.config)
+            steered.controls.append((unit, network, condition))
         for unit in self._t2i:
             network = self._network("t2i_adapters", unit.model)
             condition = to_condition(self.control_map(unit, size), network.config.in_channels).to(place, dtype)
