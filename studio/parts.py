@@ -43,14 +43,18 @@ JOINT_SHAPE = {
 }  # Flux and Stable Diffusion 3 differ in the channels, if in nothing else
 SD3_TEXT = ("joint_attention_dim", "caption_projection_dim")
 SD3_SHAPE = JOINT_SHAPE | {name: name for name in SD3_TEXT}
+CONTROLNET_FOLDERS = ("ControlNet", "controlnet")
 KINDS = {
     "controlnet": PartKind(
         "ControlNet",
         "controlnets",
         {"ControlNetModel": UNET_SHAPE, "SD3ControlNetModel": SD3_SHAPE, "FluxControlNetModel": JOINT_SHAPE},
+        CONTROLNET_FOLDERS,
     ),
-    "t2i_adapter": PartKind("T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}),
-    "ip_adapter": PartKind("IP-Adapter", "controlnets", {}),
+    "t2i_adapter": PartKind(
+        "T2I-Adapter", "controlnets", {"T2IAdapter": {"channels": "block_out_channels"}}, CONTROLNET_FOLDERS
+    ),
+    "ip_adapter": PartKind("IP-Adapter", "controlnets", {}, CONTROLNET_FOLDERS),
     "upscaler": PartKind("upscaler", "upscalers", {}),
     "vae": PartKind("VAE", "vae", {"AutoencoderKL": {}}, ("VAE",)),
 }

@@ -11,9 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from studio.engine.autoencoders import INHERITED, load_vae_file
 from studio.engine.devices import Device
 from studio.engine.pipelines import first_line, quiet_libraries
+from studio.engine.single_files import (
+    CONTROLNET_INHERITED,
+    VAE_INHERITED,
+    load_controlnet_file,
+    load_vae_file,
+)
 from studio.engine.upscale import load_upscaler
 from studio.errors import DeviceError, ModelError
 from studio.parts import KINDS, encoder_kind
@@ -42,7 +47,7 @@ class PartManager:
 
         Args:
             part: as the job has it.
-            own: configuration of the model's own network of this kind, for a single file, which does not say everything.
+            own: configuration of the model's network that the part stands in for or copies: a single file does not say everything.
 
         Raises:
             ModelError: if it cannot be loaded.
@@ -124,5 +129,8 @@ LOADERS: dict[str, Callable[[Path, Device], Any]] = {
     "upscaler": load_upscaler,
     "vae": _load_network,
 }
-FILES: dict[str, Callable[[Path, Device, Mapping[str, Any]], Any]] = {"vae": load_vae_file}
-FROM_OWN = {"vae": INHERITED}
+FILES: dict[str, Callable[[Path, Device, Mapping[str, Any]], Any]] = {
+    "controlnet": load_controlnet_file,
+    "vae": load_vae_file,
+}
+FROM_OWN = {"controlnet": CONTROLNET_INHERITED, "vae": VAE_INHERITED}

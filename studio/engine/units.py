@@ -101,7 +101,7 @@ class Units:
         self._check_sizes(pipe)
         steered = Steered(network, group, steering.arguments)
         for unit in self._controls:
-            control = self._network("controls", unit.model)
+            control = self._parts.get(self._refs[UNIT_KINDS["controls"], unit.model], network.config)
             steered.controls.append((unit, control, self._condition(steering, pipe, control, unit, size)))
         for unit in self._t2i:
             adapter = self._network("t2i_adapters", unit.model)

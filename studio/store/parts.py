@@ -7,13 +7,14 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError
-from studio.layouts import TINY, vae_config, vae_names
+from studio.layouts import TINY, controlnet_config, controlnet_names, vae_config, vae_names
 from studio.parts import (
     KINDS,
     OWN_VAE,
     RESERVED,
     SD3_SHAPE,
     SD3_TEXT,
+    UNET_SHAPE,
     UNIT_KINDS,
     Part,
     encoder_kind,
@@ -172,6 +173,20 @@ def _network_shape(config: dict[str, Any], wanted: dict[str, str]) -> dict[str, 
     return shape
 
 
+def _read_controlnet(kind: str, name: str, path: Path) -> Part | None:
+    """Read a ControlNet: a diffusers folder, or a file in diffusers' or latent-diffusion's layout."""
+    if not path.is_file():
+        return _read_folder(kind, name, path)
+    try:
+        shapes = _shapes(path)
+        told = controlnet_config({new: shapes[old] for old, new in controlnet_names(shapes).items()})
+        return Part(kind, name, path, {ours: told[ours] for ours in UNET_SHAPE})
+    except (ModelError, ValueError) as error:
+        return Part(kind, name, path, {}, problem=str(error))
+    except (TypeError, KeyError, IndexError) as error:
+        return Part(kind, name, path, {}, problem=f"its files cannot be understood ({error})")
+
+
 def _check_weights(folder: Path) -> None:
     """Refuse a diffusers folder without whole and safe weights.
 
@@ -327,7 +342,7 @@ def _read_vae(kind: str, name: str, path: Path) -> Part | None:
 
 Reader = Callable[[str, str, Path], Part | None]
 READERS: dict[str, Reader] = {
-    "controlnet": _read_folder,
+    "controlnet": _read_controlnet,
     "t2i_adapter": _read_folder,
     "ip_adapter": _read_ip_adapter,
     "upscaler": _read_upscaler,

@@ -47,7 +47,7 @@ TEXT = {
     "control.model": "Control model",
     "control.model.help": "Only those that fit the chosen model are listed.",
     "control.no_model": "unit {number} has no control model; choose one, or switch the unit off",
-    "control.none": "There is no ControlNet or adapter yet: put diffusers folders into `models/controlnets` of the data folder.",
+    "control.none": "There is no ControlNet or adapter yet: put diffusers folders, or ControlNet files, into `models/controlnets`.",
     "control.others": "Not usable with this model: {others}",
     "control.no_mode": "“{mode}” does not work with {family}.",
     "control.no_weights": "needs weights",

@@ -1,4 +1,4 @@
-"""Autoencoders that stand in for a model's own: diffusers folders and single files, whose configuration follows from their shapes."""
+"""Networks from single files of weights: their configuration follows from the shapes, and from the model that they are for."""
 
 import importlib
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from studio.engine.devices import Device
-from studio.layouts import vae_config, vae_names
+from studio.layouts import controlnet_config, controlnet_names, vae_config, vae_names
 
-# What no shape tells. All models of a family agree in it, and that a file is of the model's family is for the user to know.
-INHERITED = (
+# What no shape tells and the model's own network does, for an autoencoder and for a copy of the denoiser.
+VAE_INHERITED = (
     "act_fn",
     "force_upcast",
     "latents_mean",
@@ -22,6 +22,21 @@ INHERITED = (
     "scaling_factor",
     "shift_factor",
 )
+CONTROLNET_INHERITED = (
+    "act_fn",
+    "addition_time_embed_dim",
+    "attention_head_dim",
+    "downsample_padding",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "mid_block_scale_factor",
+    "norm_eps",
+    "norm_num_groups",
+    "num_attention_heads",
+    "only_cross_attention",
+    "resnet_time_scale_shift",
+    "upcast_attention",
+)
 
 
 def load_vae_file(path: Path, device: Device, own: Mapping[str, Any]) -> Any:
@@ -30,7 +45,7 @@ def load_vae_file(path: Path, device: Device, own: Mapping[str, Any]) -> Any:
     Args:
         path: of the file.
         device: to put it on.
-        own: configuration of the model's own autoencoder, for what the file does not say.
+        own: `VAE_INHERITED` of the configuration of the model's own autoencoder.
 
     Raises:
         ValueError: if it is something else.
@@ -42,7 +57,26 @@ def load_vae_file(path: Path, device: Device, own: Mapping[str, Any]) -> Any:
             state[name] = tensor[:, :, 0, 0]
     config = vae_config({name: tensor.shape for name, tensor in state.items()})
     network = importlib.import_module("diffusers").AutoencoderKL
-    return built(network, config | {name: own[name] for name in INHERITED if name in own}, state, device)
+    return built(network, config | dict(own), state, device)
+
+
+def load_controlnet_file(path: Path, device: Device, own: Mapping[str, Any]) -> Any:
+    """Load a ControlNet from a .safetensors file in diffusers' or latent-diffusion's layout.
+
+    Args:
+        path: of the file; as in A1111, one whose name has "shuffle" pools its conditions.
+        device: to put it on.
+        own: `CONTROLNET_INHERITED` of the model's denoiser's configuration.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    found = load_file(path)
+    state = {new: found[old] for old, new in controlnet_names(found).items()}
+    config = controlnet_config({name: tensor.shape for name, tensor in state.items()})
+    config["global_pool_conditions"] = "shuffle" in path.stem.lower()
+    network = importlib.import_module("diffusers").ControlNetModel
+    return built(network, config | dict(own), state, device)
 
 
 def built(network_class: Any, config: dict[str, Any], state: dict[str, torch.Tensor], device: Device) -> Any:
