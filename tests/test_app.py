@@ -149,6 +149,36 @@ def test_pictures_can_be_sent_to_img2img_and_inpaint(client: Client, app: App) -
         assert sentence in str(caught.value)
 
 
+def test_wrong_pictures_are_one_sentence_and_harm_nothing(client: Client, app: App) -> None:
+    whole = base64.b64decode(as_text(Image.effect_noise((128, 128), 80)))
+    wrong = {
+        "cut off": whole[: len(whole) // 2],
+        "no picture": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "empty": b"\x00",
+        "one pixel": base64.b64decode(as_text(Image.new("RGB", (1, 1)))),
+        "a line": base64.b64decode(as_text(Image.new("1", (30_000, 1)))),
+        "a bomb": base64.b64decode(as_text(Image.new("1", (20_000, 20_000)))),
+    }
+    good = as_text(Image.new("RGB", (128, 128), "blue"))
+    small_mask, no_mask = (as_text(Image.new("L", size, 0)) for size in ((64, 32), (128, 128)))
+    unit = {"model": "shapes-canny", "preprocessor": "canny"}
+    values = [{"image": base64.b64encode(data).decode()} for data in wrong.values()]
+    values += [{"image": good, "settings": {"mask_image": one}} for one in (small_mask, no_mask)]
+    values += [{"image": good, "settings": {"controls": [unit] * 4}}]
+    client.predict(prompt=PROMPT, num_inference_steps=1, api_name="/txt2img")
+    drawing = psutil.Process(app.process.pid).children()
+    before = sum(process.memory_info().rss for process in (psutil.Process(app.process.pid), *drawing))
+    for one in values:
+        with pytest.raises(AppError) as caught:
+            client.predict(prompt=PROMPT, api_name="/img2img", **one)
+        assert 10 < len(str(caught.value)) < 400
+        assert "fault in Studio" not in str(caught.value)
+    assert psutil.Process(app.process.pid).children() == drawing, "the same process draws"
+    after = sum(process.memory_info().rss for process in (psutil.Process(app.process.pid), *drawing))
+    assert after - before < 300 * 2**20
+    assert client.predict(prompt=PROMPT, num_inference_steps=1, api_name="/txt2img")["state"] == "done"
+
+
 def test_units_preprocessors_and_the_vae_check(client: Client, app: App) -> None:
     shape = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(shape).rectangle((20, 50, 90, 120), fill="black")
