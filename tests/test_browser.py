@@ -269,6 +269,25 @@ def test_a_lost_server_is_told_and_found_again(chrome: Any, tmp_path: Path) -> N
     second.stop()
 
 
+def test_a_unit_without_a_picture_previews_the_form_s_own(page: Any, tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    own = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(own).rectangle((30, 30, 90, 90), fill="black")
+    own.save(tmp_path / "own.png")
+    page.click("#group-image button")
+    page.wait_for_selector("#field-image canvas")
+    page.wait_for_timeout(2000)  # the editor draws its canvas before it can take a picture
+    page.set_input_files("#field-image input[type=file]", str(tmp_path / "own.png"))
+    page.wait_for_function("() => !/Upload/.test(document.querySelector('#field-image').innerText)", timeout=30_000)
+    page.wait_for_timeout(500)
+    page.click("#group-control button")
+    page.wait_for_selector("#field-unit0-model input", timeout=30_000)
+    page.wait_for_timeout(1_000)  # the accordion's controls arrive one by one
+    page.get_by_role("button", name="Preview").first.click()
+    page.wait_for_selector(".st-map img", timeout=60_000)
+
+
 def test_a_picture_follows_another_one(page: Any, app: App, tmp_path: Path) -> None:
     from PIL import Image, ImageDraw
 

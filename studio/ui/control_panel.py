@@ -1,16 +1,18 @@
 """The Control accordion: three units, each a picture to follow, how it is read, and the ControlNet or adapter that follows it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from studio.errors import InvalidRequest, StudioError
 from studio.families import FAMILIES, unit_problem
 from studio.parts import KINDS, UNIT_KINDS, shape_problem
 from studio.preprocessors import PREPROCESSORS, weights_present
 from studio.preprocessors import option_values as checked
-from studio.store.blobs import BlobStore
+from studio.store.blobs import BlobStore, encode
 from studio.tools import PreprocessCall
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -127,10 +129,20 @@ class ControlPanel:
         names = ("image", "preprocessor", "pixel_perfect", "resolution", "option0", "option1")
         self._looks.append(([made[name] for name in names], look, preview))
 
-    def bind(self, size: list[Any]) -> None:
-        """Bind the Preview buttons; `size` are the form's width, height and resize mode."""
-        for boxes, look, preview in self._looks:
-            look.click(self.preview, [*size, *boxes], [preview], api_visibility="private", concurrency_limit=2)
+    def bind(self, size: list[Any], editor: Any, start_of: Callable[[Any], Image.Image | None]) -> None:
+        """Bind the Preview buttons.
+
+        Args:
+            size: the form's width, height and resize mode.
+            editor: holds the form's own picture, which a unit without one follows.
+            start_of: returns that picture from the editor's value.
+        """
+
+        def preview(*values: Any) -> str:
+            return self.preview(start_of(values[0]), *values[1:])
+
+        for boxes, look, shown in self._looks:
+            look.click(preview, [editor, *size, *boxes], [shown], api_visibility="private", concurrency_limit=2)
 
     def _preprocessors(self) -> list[tuple[str, str]]:
         folder = self._services.settings.annotators
@@ -196,14 +208,15 @@ class ControlPanel:
             return [gr.skip()] * (1 + OPTIONS)
         return [told, *option_values(told)]
 
-    def preview(self, *values: Any) -> str:
-        """Return the preprocessor's result as HTML."""
+    def preview(self, start: Image.Image | None, *values: Any) -> str:
+        """Return the preprocessor's result as HTML; without a picture of its own, a unit follows `start`."""
         width, height, resize_mode, image, preprocessor, perfect, resolution, *options = values
-        if not image:
+        given = Path(image) if image else encode(start) if start else None
+        if given is None:
             raise gr.Error(TEXT["control.no_image"], print_exception=False)
         try:
             call = PreprocessCall(
-                image=self._blobs.add(Path(image), "image"),
+                image=self._blobs.add(given, "image"),
                 preprocessor=preprocessor,
                 resolution=None if perfect else int(resolution),
                 options=checked(preprocessor, options_of(preprocessor, options)),

@@ -16,7 +16,7 @@ from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.store.library import unknown_words
 from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of, from_page, to_page
-from studio.ui.image_panel import ImagePanel
+from studio.ui.image_panel import ImagePanel, start_of
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
 from studio.ui.upscale_panel import upscaler_choices
@@ -220,7 +220,8 @@ class GenerateTab:
             **private,
         ).success(None, inputs=[made["result"]], js="(text) => { studio.submitted(text); }", api_visibility="private")
         self.image.bind(controls)
-        self.control.bind([controls[name] for name in ("width", "height", "resize_mode")])
+        size = [controls[name] for name in ("width", "height", "resize_mode")]
+        self.control.bind(size, self.image.editor, start_of)
         self.image.batch.bind(self.inputs, made["result"])
         made["to_image"].click(
             self.to_image,

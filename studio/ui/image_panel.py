@@ -115,8 +115,8 @@ class ImagePanel:
         Raises:
             InvalidRequest: if a file cannot be used.
         """
-        image = editor.get("background") if editor else None
-        if editor is None or image is None or empty(image):
+        image = start_of(editor)
+        if editor is None or image is None:
             return {"mask_image": self._blobs.add(Path(mask), "mask_image")} if mask else {}
         fields = {"image": self._blobs.add(encode(image), "image")}
         painted = strokes(editor.get("layers") or [], image.size)
@@ -140,6 +140,12 @@ class ImagePanel:
                 notes.append(str(error))
         image = found.get("image")
         return [background(image) if image else None, found.get("mask_image")], notes
+
+
+def start_of(editor: dict[str, Any] | None) -> Image.Image | None:
+    """Return the picture that the editor holds, None if it holds nothing at all."""
+    image = editor.get("background") if editor else None
+    return None if image is None or empty(image) else image
 
 
 def background(image: Image.Image) -> dict[str, Any]:

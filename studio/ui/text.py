@@ -43,7 +43,7 @@ TEXT = {
     "control.more.lost": "The IP-Adapter's further pictures are not put back into the form; add them again.",
     "control.map": "What the unit follows appears here.",
     "control.preview": "Preview",
-    "control.no_image": "There is no picture in this unit yet; drop one first.",
+    "control.no_image": "There is no picture in this unit or under Image yet; drop one first.",
     "control.model": "Control model",
     "control.model.help": "Only those that fit the chosen model are listed.",
     "control.no_model": "unit {number} has no control model; choose one, or switch the unit off",
