@@ -101,16 +101,16 @@ class Units:
         self._check_sizes(pipe)
         steered = Steered(network, group, steering.arguments)
         for unit in self._controls:
-            control = self._parts.get(self._refs[UNIT_KINDS["controls"], unit.model], network.config)
+            control = self._network(pipe, "controls", unit.model)
             steered.controls.append((unit, control, self._condition(steering, pipe, control, unit, size)))
         for unit in self._t2i:
-            adapter = self._network("t2i_adapters", unit.model)
+            adapter = self._network(pipe, "t2i_adapters", unit.model)
             steered.features.append((unit, adapter(self._condition(steering, pipe, adapter, unit, size))))
         made = rebuilt(pipe, **{steering.component: steered})
         made.set_progress_bar_config(disable=True)
         steered.total = lambda: made.num_timesteps
         looks = [
-            Look(unit.model, unit.scale, self._network("ip_adapters", unit.model), pictures)
+            Look(unit.model, unit.scale, self._network(pipe, "ip_adapters", unit.model), pictures)
             for unit, pictures in zip(self._ip, self._seen, strict=True)
         ]
         with steering.sees(pipe, looks) if looks else contextlib.nullcontext([]) as steered.seen:
@@ -139,7 +139,7 @@ class Units:
             sizes.append(("hires_scale", self._request.hires_size))
         for field, size in sizes:
             for unit in self._t2i:
-                step = self._network("t2i_adapters", unit.model).config.downscale_factor
+                step = self._network(pipe, "t2i_adapters", unit.model).config.downscale_factor
                 if any(side % step for side in size):
                     raise InvalidRequest(
                         field,
@@ -147,7 +147,7 @@ class Units:
                         f"such as {' x '.join(str(side // step * step) for side in size)}",
                     )
             for unit in self._controls:
-                most = pixels_most(self._network("controls", unit.model), pipe.vae_scale_factor)
+                most = pixels_most(self._network(pipe, "controls", unit.model), pipe.vae_scale_factor)
                 if most and max(size) > most:
                     raise InvalidRequest(
                         field,
@@ -155,8 +155,9 @@ class Units:
                         f"use at most {most} a side",
                     )
 
-    def _network(self, field: str, model: str) -> Any:
-        return self._parts.get(self._refs[UNIT_KINDS[field], model])
+    def _network(self, pipe: Any, field: str, model: str) -> Any:
+        """Return a unit's network; what a single file does not say is as in the pipeline's denoiser."""
+        return self._parts.get(self._refs[UNIT_KINDS[field], model], denoiser(pipe).config)
 
 
 def pixels_most(network: Any, scale: int) -> int:
