@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.errors import InvalidRequest, ModelError
-from studio.prompt_syntax import is_scheduled, moments, parse_prompt
+from studio.prompt_syntax import moments, parse_prompt
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, GenerationRequest
 from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
 
@@ -341,9 +341,10 @@ def _check_prompts(facts: ModelFamily, kind: str, passes: set[str], request: Gen
         return
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name)
-        for _, said in moments(text, 100, name):
+        told = moments(text, 100, name)
+        for _, said in told:
             parse_prompt(said, name)
-        if "[" not in text or not is_scheduled(text):
+        if len(told) == 1:
             continue
         others = [other for other in ("pag_scale", "refiner") if getattr(request, other)]
         if kind or others or not passes <= facts.interval_tasks:

@@ -46,16 +46,11 @@ def moments(text: str, steps: int, field: str) -> list[tuple[float, str]]:
         InvalidRequest: if brackets are nested too deeply.
     """
     told = [(0.0, _resolved(text, 0, steps, field))]
-    for step in range(1, steps):
+    for step in range(1, steps if "[" in text else 1):  # only a square bracket changes words
         now = _resolved(text, step, steps, field)
         if now != told[-1][1]:
             told.append((step / steps, now))
     return told
-
-
-def is_scheduled(text: str) -> bool:
-    """Whether a prompt changes on the way."""
-    return len(moments(text, 100, "prompt")) > 1
 
 
 def parse_prompt(text: str, field: str) -> list[list[Piece]]:

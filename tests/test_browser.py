@@ -200,6 +200,16 @@ def test_send_to_upscale(page: Any) -> None:
     page.wait_for_function("() => document.querySelector('#st-picture').naturalWidth === 256", timeout=60_000)
 
 
+def start_from(page: Any, path: Path) -> None:
+    """Open Image and put a picture into the editor."""
+    page.click("#group-image button")
+    page.wait_for_selector("#field-image canvas")
+    page.wait_for_timeout(2000)  # the editor draws its canvas before it can take a picture
+    page.set_input_files("#field-image input[type=file]", str(path))
+    page.wait_for_function("() => !/Upload/.test(document.querySelector('#field-image').innerText)", timeout=30_000)
+    page.wait_for_timeout(500)
+
+
 def paint_a_bar(page: Any) -> None:
     """Paint over the upper half of the picture in the editor, as a person does."""
     canvas = page.locator("#field-image canvas").first
@@ -226,12 +236,7 @@ def test_paint_over_a_part_and_only_that_is_drawn_anew(page: Any, app: App, tmp_
     source.save(tmp_path / "mine.png")
     before = page.eval_on_selector("#st-picture", "p => p.src || null")
     fill(page, "a yellow circle on a blue background")
-    page.click("#group-image button")
-    page.wait_for_selector("#field-image canvas")
-    page.wait_for_timeout(2000)  # the editor draws its canvas before it can take a picture
-    page.set_input_files("#field-image input[type=file]", str(tmp_path / "mine.png"))
-    page.wait_for_function("() => !/Upload/.test(document.querySelector('#field-image').innerText)", timeout=30_000)
-    page.wait_for_timeout(500)
+    start_from(page, tmp_path / "mine.png")
     paint_a_bar(page)
     page.click("#st-generate")
     identity = finished_picture(page, before).rsplit("/", 1)[1]
@@ -275,12 +280,7 @@ def test_a_unit_without_a_picture_previews_the_form_s_own(page: Any, tmp_path: P
     own = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(own).rectangle((30, 30, 90, 90), fill="black")
     own.save(tmp_path / "own.png")
-    page.click("#group-image button")
-    page.wait_for_selector("#field-image canvas")
-    page.wait_for_timeout(2000)  # the editor draws its canvas before it can take a picture
-    page.set_input_files("#field-image input[type=file]", str(tmp_path / "own.png"))
-    page.wait_for_function("() => !/Upload/.test(document.querySelector('#field-image').innerText)", timeout=30_000)
-    page.wait_for_timeout(500)
+    start_from(page, tmp_path / "own.png")
     page.click("#group-control button")
     page.wait_for_selector("#field-unit0-model input", timeout=30_000)
     page.wait_for_timeout(1_000)  # the accordion's controls arrive one by one
