@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.errors import InvalidRequest, ModelError
-from studio.prompt_syntax import moments, parse_prompt
-from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, GenerationRequest
+from studio.errors import ModelError
+from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
 from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
 
 LatentRgb = tuple[tuple[float, float, float], ...]
@@ -216,7 +215,6 @@ FAMILIES: dict[str, ModelFamily] = {
         switched={},
     ),
 }
-OPTIONAL = ("eta", "guidance_rescale", "clip_skip", "true_cfg_scale", "refiner")
 
 
 def pipelines_of(family: str, kind: str) -> dict[str, str]:
@@ -254,151 +252,3 @@ def detect_family(index: dict[str, Any], denoiser: dict[str, Any]) -> tuple[str,
 
 def _class_names(family: ModelFamily) -> set[str]:
     return set(family.pipelines.values()) | {name for tasks in family.kinds.values() for name in tasks.values()}
-
-
-def task_problem(family: str, kind: str, task: str) -> str | None:
-    """Say why a model cannot do a task; None if it can."""
-    title, tasks = FAMILIES[family].title, pipelines_of(family, kind)
-    if task in tasks:
-        return None
-    if kind == "inpaint":
-        return f"this {title} model can only inpaint; give an image and a mask, or choose another model"
-    return f"this {title} model cannot do {task}; it can: {', '.join(tasks)}"
-
-
-def check_refiner(family: str, noise: str, refiner: tuple[str, str, str]) -> None:
-    """Refuse a second model that cannot go on where the first stopped.
-
-    Args:
-        family: of the first model.
-        noise: likewise.
-        refiner: the second model's family, kind and noise.
-
-    Raises:
-        InvalidRequest: naming what would do.
-    """
-    other, kind, its_noise = refiner
-    if (other, its_noise) != (family, noise) or IMAGE2IMAGE not in pipelines_of(other, kind):
-        raise InvalidRequest(
-            "refiner",
-            f"this refiner is {FAMILIES[other].title} ({kind or 'base'}, {its_noise} noise); it must do {IMAGE2IMAGE} and be "
-            f"{FAMILIES[family].title} ({noise} noise), as the model is",
-        )
-
-
-def _check_alone(request: GenerationRequest, name: str) -> None:
-    """Refuse what cannot work together with an option that is on."""
-    if not getattr(request, name):
-        return
-    if name == "refiner" and request.task != TEXT2IMAGE:
-        raise InvalidRequest(name, "a refiner works only without an image; leave refiner out, or remove the image")
-    others = {
-        "pag_scale": ("guidance_start", "guidance_end"),
-        "refiner": ("guidance_start", "guidance_end", "hires_scale"),
-    }
-    for other in others[name]:
-        default = GenerationRequest.model_fields[other].default
-        if getattr(request, other) != default:
-            raise InvalidRequest(other, f"{other} does not work together with {name}; set it to {default:g}")
-
-
-def unit_problem(family: str, name: str) -> str:
-    """Say why a request field of control units does not work with a family; "" if it does."""
-    facts = FAMILIES[family]
-    if name in facts.units:
-        return ""
-    others = f", which takes {' and '.join(sorted(facts.units))} only" if facts.units else " yet"
-    return f"{name} do not work with {facts.title}{others}"
-
-
-def _check_units(family: str, request: GenerationRequest) -> None:
-    """Refuse control units that a family has no place for."""
-    facts = FAMILIES[family]
-    for name in UNIT_FIELDS:
-        if not getattr(request, name):
-            continue
-        if problem := unit_problem(family, name):
-            raise InvalidRequest(name, f"{problem}; switch the control units off")
-        if request.pag_scale:
-            raise InvalidRequest("pag_scale", f"pag_scale does not work together with {name}; set it to 0")
-    for place, unit in enumerate(request.controls):
-        if unit.mode not in facts.control_modes:
-            raise InvalidRequest(
-                field := f"controls.{place}.mode",
-                f"{field}={unit.mode!r} does not work with {facts.title}; use {' or '.join(sorted(facts.control_modes))}",
-            )
-    number = len([unit for unit in request.ip_adapters if unit.scale])
-    if number > facts.ip_adapters:
-        raise InvalidRequest(
-            "ip_adapters",
-            f"ip_adapters has {number} units; with {facts.title} at most {facts.ip_adapters} works at once: give it all the images",
-        )
-
-
-def _check_prompts(facts: ModelFamily, kind: str, passes: set[str], request: GenerationRequest) -> None:
-    """Refuse weights out of range, and words that change on the way where a pipeline cannot change them."""
-    if not facts.syntax:
-        return
-    for name in ("prompt", "negative_prompt"):
-        text = getattr(request, name)
-        told = moments(text, 100, name)
-        for _, said in told:
-            parse_prompt(said, name)
-        if len(told) == 1:
-            continue
-        others = [other for other in ("pag_scale", "refiner") if getattr(request, other)]
-        if kind or others or not passes <= facts.interval_tasks:
-            reason = (
-                f"together with {others[0]}" if others else f"with {facts.title} here ({', '.join(sorted(passes))})"
-            )
-            raise InvalidRequest(
-                name,
-                f"{name} changes on the way (`[a:b:0.5]`, `[a|b]`), which does not work {reason}; write one of the two",
-            )
-
-
-def check_request(family: str, kind: str, request: GenerationRequest) -> None:
-    """Refuse what a family cannot do, or would silently not do.
-
-    Args:
-        family: key of `FAMILIES`.
-        kind: of the model.
-        request: with its defaults filled in.
-
-    Raises:
-        InvalidRequest: naming the field and the way out.
-    """
-    facts = FAMILIES[family]
-    for name in OPTIONAL:
-        default = GenerationRequest.model_fields[name].default
-        if name not in facts.options and getattr(request, name) != default:
-            raise InvalidRequest(
-                name, f"{name} does not work with {facts.title}; set it back to {default or 'nothing'}"
-            )
-    if request.guidance_rescale and request.task not in facts.rescale_tasks:
-        raise InvalidRequest(
-            "guidance_rescale", f"guidance_rescale does not work with {facts.title} and an image; set it to 0"
-        )
-    if request.scheduler in facts.refused_schedulers:
-        raise InvalidRequest("scheduler", f"scheduler={request.scheduler!r} does not work with {facts.title}")
-    passes = {request.task, IMAGE2IMAGE} if request.hires_scale > 1 else {request.task}
-    whole = (request.guidance_start, request.guidance_end) == (0, 1)
-    if not whole and (kind or not passes <= facts.interval_tasks):
-        raise InvalidRequest(
-            "guidance_start",
-            f"CFG from and until do not work with {facts.title} here ({', '.join(sorted(passes))}); set them to 0 and 1",
-        )
-    if request.pag_scale and (kind or not passes <= set(facts.pag_pipelines)):
-        raise InvalidRequest("pag_scale", f"pag_scale does not work with this {facts.title} model; set it to 0")
-    for name in ("pag_scale", "refiner"):
-        _check_alone(request, name)
-    _check_units(family, request)
-    _check_prompts(facts, kind, passes, request)
-    sizes = {"width": request.canvas} | ({"hires_scale": request.hires_size} if request.hires_scale > 1 else {})
-    for name, size in sizes.items():
-        if any(side % facts.size_step for side in size):
-            raise InvalidRequest(
-                name,
-                f"{facts.title} draws multiples of {facts.size_step} pixels and {size[0]} x {size[1]} is none; "
-                f"use {' x '.join(str(side // facts.size_step * facts.size_step) for side in size)}",
-            )

@@ -21,6 +21,7 @@ PROMPT_MAX = 20_000
 SIZE_MAX = 2048
 PATH_MAX = 1000
 TEXT2IMAGE, IMAGE2IMAGE, INPAINT = "text2image", "image2image", "inpaint"
+WITHOUT_IMAGE = ("variation_strength", "hires_scale")  # what an image has no place for
 
 ResizeMode = Literal["stretch", "crop", "fill"]
 MaskedContent = Literal["original", "fill", "latent noise", "latent nothing"]
@@ -327,7 +328,7 @@ class GenerationRequest(Frozen):
     def passes(self) -> "GenerationRequest":
         """Refuse what the pipelines of a task cannot do."""
         if self.task != TEXT2IMAGE:
-            for name in ("variation_strength", "hires_scale"):
+            for name in WITHOUT_IMAGE:
                 if name == "hires_scale" and self.only_enlarges:
                     check_enlarging(self)
                 elif getattr(self, name) != type(self).model_fields[name].default:

@@ -14,6 +14,7 @@ PURE = {
     "spec",
     "events",
     "families",
+    "fitting",
     "schedulers",
     "settings",
     "errors",

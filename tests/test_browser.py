@@ -259,6 +259,31 @@ def test_paint_over_a_part_and_only_that_is_drawn_anew(page: Any, app: App, tmp_
     page.wait_for_function("() => !/Upload/.test(document.querySelector('#field-image').innerText)", timeout=30_000)
 
 
+def test_what_a_model_cannot_use_is_switched_off_and_says_why(page: Any, app: App, tmp_path: Path) -> None:
+    from PIL import Image
+
+    page.click("#group-sampling button")
+    page.wait_for_selector("#field-true_cfg_scale.st-barred")
+    why = "(name) => document.querySelector(`#field-${name}.st-barred`)?.dataset.why"
+    assert page.evaluate(why, "true_cfg_scale") == "This does not work with Stable Diffusion 1.x."
+    page.click("#group-hires button")
+    page.wait_for_selector("#field-hires_scale:not(.st-barred)")
+    type_number(page, "hires_scale", "Upscale by", 2)
+    Image.new("RGB", (128, 128), (40, 70, 215)).save(tmp_path / "mine.png")
+    start_from(page, tmp_path / "mine.png")
+    page.wait_for_selector("#field-hires_strength.st-barred")
+    assert page.evaluate(why, "hires_scale") == "This works only without an image."
+    before = source(page)
+    page.click("#st-generate")  # what is switched off has no part in it
+    identity = finished_picture(page, before).rsplit("/", 1)[1]
+    (path,) = (app.data / "images").rglob(f"{identity}.png")
+    record = read_picture(path).record
+    assert record
+    assert (record.request.task, record.request.hires_scale) == ("image2image", 1)
+    page.click("#st-remove-image")
+    page.wait_for_selector("#field-hires_scale:not(.st-barred)")
+
+
 def test_a_lost_server_is_told_and_found_again(chrome: Any, tmp_path: Path) -> None:
     first = launch(tmp_path)
     port = first.url.rsplit(":", 1)[1]

@@ -378,11 +378,11 @@ def test_perturbed_attention_guides_every_task_and_leaves_no_trace(draw_tiny: Dr
         ("sd3", {"guidance_rescale": 0.5}, "guidance_rescale"),
         ("sd3", {"width": 72, "height": 64}, "width"),
         ("sd3", {"hires_scale": 1.125, "width": 64, "height": 64}, "hires_scale"),
-        ("sd3", {"hires_scale": 2, "guidance_end": 0.5}, "guidance_start"),
+        ("sd3", {"hires_scale": 2, "guidance_end": 0.5}, "guidance_end"),
         ("flux", {"scheduler": "Euler a"}, "scheduler"),
         ("flux", {"scheduler": "Flow Heun"}, "scheduler"),
         ("flux", {"clip_skip": 1}, "clip_skip"),
-        ("flux", {"guidance_end": 0.5}, "guidance_start"),
+        ("flux", {"guidance_end": 0.5}, "guidance_end"),
     ],
 )
 def test_what_a_family_cannot_do_is_told(tiny_library: Library, name: str, values: dict[str, Any], field: str) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 
 from studio.engine.steering import spread
 from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import unit_problem
+from studio.fitting import unit_problem
 from studio.spec import parse_request
 from studio.store.blobs import BlobStore, encode
 from studio.store.library import Library

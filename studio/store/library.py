@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import FAMILIES, check_refiner, check_request, detect_family, task_problem
+from studio.families import FAMILIES, detect_family
+from studio.fitting import check_refiner, check_request, task_problem, usable
 from studio.parts import shape_of
 from studio.records import ModelRef, PartRef
 from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
@@ -135,6 +136,11 @@ class Library:
             raise InvalidRequest("scheduler", problem)
         check_request(model.family, model.kind, filled)
         return filled, self.reference(model, filled.refiner)
+
+    def usable(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Leave out of a form's valid values what its model cannot honour; the form shows that as switched off."""
+        model = self.get(values["model"])
+        return usable(model.family, model.kind, values)
 
     def vae_of(self, model_id: str, name: str | None) -> PartRef | None:
         """Find the VAE that stands in for a model's own; see `PartLibrary.vae_of`."""

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
-from studio.spec import GenerationRequest, parse_request
+from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import from_page
 from studio.ui.services import Services
@@ -86,8 +86,11 @@ class BatchPanel:
         if len(files) > most:
             raise InvalidRequest("batch", TEXT["batch.many"].format(number=len(files), most=most))
         units = {name: values.pop(name) for name in self._control.inputs}
-        plain = from_page(GenerationRequest, values) | self._control.taken(units)
-        parse_request(plain | {"image": "given"})  # before a picture is stored
+        plain = from_page(GenerationRequest, values)
+        parse_request(plain | dict.fromkeys(EXTENSIONS, 0))
+        plain = self._services.library.usable(plain | {"image": "given"})
+        parse_request(plain)  # before a picture is stored
+        plain |= self._control.taken(units)
         dispatcher, jobs, refused = self._services.dispatcher, [], []
         dispatcher.check_room(len(files))
         for path in files:

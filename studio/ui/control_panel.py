@@ -8,7 +8,8 @@ import gradio as gr
 from PIL import Image
 
 from studio.errors import InvalidRequest, StudioError
-from studio.families import FAMILIES, unit_problem
+from studio.families import FAMILIES
+from studio.fitting import unit_problem
 from studio.parts import KINDS, UNIT_KINDS, shape_problem
 from studio.preprocessors import PREPROCESSORS, weights_present
 from studio.preprocessors import option_values as checked

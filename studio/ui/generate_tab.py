@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
-from studio.families import FAMILIES, OPTIONAL
+from studio.families import FAMILIES
+from studio.fitting import greyed
 from studio.parts import OWN_VAE
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
@@ -142,6 +143,7 @@ class GenerateTab:
         made["result"] = gr.Textbox(visible="hidden", elem_id="st-result-text")
         made["restore"] = gr.Button("restore", elem_id="st-restore")
         made["restore_id"] = gr.Textbox(visible="hidden")
+        made["greyed"] = gr.Textbox(visible="hidden")
         made["to_image"] = gr.Button("to image", elem_id="st-to-image", elem_classes="st-hidden")
         return made
 
@@ -157,30 +159,35 @@ class GenerateTab:
         models = [model for model in self._services.library.models() if not model.problem and model.family in able]
         return [(TEXT["refiner.none"], ""), *((model.title, model.id) for model in models)]
 
-    def _fitting(self, model_id: str) -> list[Any]:
-        """Return an update for each of `OPTIONAL`: what means nothing to a model is switched off and put back."""
+    def greyed(self, model_id: str) -> str:
+        """Return what a model cannot use, and why, as JSON for the page."""
         try:
-            family = FAMILIES[self._services.library.get(model_id).family]
+            model = self._services.library.get(model_id)
         except StudioError:
-            return [gr.skip() for _ in OPTIONAL]
-        fields = GenerationRequest.model_fields
-        usual = to_page(GenerationRequest, {name: fields[name].default for name in OPTIONAL}) | {"refiner": ""}
-        updates = [
-            gr.update(interactive=True) if name in family.options else gr.update(interactive=False, value=usual[name])
-            for name in OPTIONAL
-        ]
-        place = OPTIONAL.index("refiner")
-        updates[place] = updates[place] | {"choices": self._refiners()}
-        return updates
+            return "{}"
+        return json.dumps(greyed(model.family, model.kind))
 
     def _upscalers(self) -> list[tuple[str, str]]:
         return upscaler_choices(self._services.library, drawing=True)
 
-    def _bind_vae(self, page: gr.Blocks, private: dict[str, Any]) -> None:
-        """Offer the VAEs that fit the model; at a page load the choice stays, because the form is being restored."""
-        library, model, box = self._services.library, self.controls["model"], self.controls["vae"]
-        model.change(lambda *chosen: offered(library, *chosen), [model, box], [box], **private)
-        page.load(lambda chosen: gr.update(choices=vae_choices(library, chosen)), [model], [box], **private)
+    def _bind_model(self, made: dict[str, Any], page: gr.Blocks, private: dict[str, Any]) -> None:
+        """Let the form follow the model; at a page load choices stay, because the form is being restored."""
+        controls, library = self.controls, self._services.library
+        model, vae = controls["model"], controls["vae"]
+        names = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "sigmas")
+        usual = [*(controls[name] for name in names), made["demo"], made["examples"]]
+        model.input(self.use_model, [model], usual, **private)
+        model.change(self.control.use_model, [model, *self.control.models], self.control.targets, **private)
+        page.load(self.control.offer, [model], self.control.targets, **private)
+        model.change(lambda *chosen: offered(library, *chosen), [model, vae], [vae], **private)
+        page.load(lambda chosen: gr.update(choices=vae_choices(library, chosen)), [model], [vae], **private)
+        for event in (model.change, page.load):
+            event(self.greyed, [model], [made["greyed"]], **private).success(
+                None, inputs=[made["greyed"]], js="(text) => { studio.fit(text); }", api_visibility="private"
+            )
+        page.load(lambda: gr.update(choices=self._model_choices()), outputs=[model], **private)
+        page.load(lambda: gr.update(choices=self._refiners()), outputs=[controls["refiner"]], **private)
+        page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
@@ -201,16 +208,6 @@ class GenerateTab:
             outputs=[controls["seed"]],
             js="(seed) => studio.lastSeed(seed)",
             api_visibility="private",
-        )
-        defaults = [
-            controls[name]
-            for name in ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "sigmas")
-        ]
-        controls["model"].input(
-            self.use_model, [controls["model"]], [*defaults, made["demo"], made["examples"]], **private
-        )
-        controls["model"].change(
-            self.control.use_model, [controls["model"], *self.control.models], self.control.targets, **private
         )
         made["restore"].click(
             self.restore,
@@ -237,13 +234,7 @@ class GenerateTab:
             js=f"(...values) => {{ studio.saveForm({json.dumps(names)}, values); }}",
             api_visibility="private",
         )
-        page.load(lambda: gr.update(choices=self._model_choices()), outputs=[controls["model"]], **private)
-        optional = [controls[name] for name in OPTIONAL]
-        controls["model"].change(self._fitting, [controls["model"]], optional, **private)
-        page.load(self._fitting, [controls["model"]], optional, **private)
-        page.load(self.control.offer, [controls["model"]], self.control.targets, **private)
-        self._bind_vae(page, private)
-        page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
+        self._bind_model(made, page, private)
         page.load(
             None,
             inputs=boxes,
@@ -287,7 +278,7 @@ class GenerateTab:
         pictures = self.image.taken(editor, mask)
         if "image" not in pictures:  # sliders of a closed accordion, left from another picture
             plain |= dict.fromkeys(EXTENSIONS, 0)
-        return of_own_size(parse_request(plain | pictures | self.control.taken(units)))
+        return of_own_size(parse_request(self._services.library.usable(plain | pictures) | self.control.taken(units)))
 
     def _note(self, request: GenerationRequest) -> str:
         notes = []

@@ -84,6 +84,31 @@ window.studio = (() => {
     return names.map((name, i) => (name in saved ? saved[name] : values[i]));
   };
 
+  // What a model cannot use is switched off and says why: `fits` is {none | image: {field: reason}}, without and with a picture.
+  let fits = {};
+  function fit(text) {
+    if (text) fits = JSON.parse(text);
+    const editor = $("#field-image");
+    const off = fits[editor && !$(".empty", editor) ? "image" : "none"] || {};
+    for (const node of document.querySelectorAll(".st-barred")) {
+      if (node.id.slice("field-".length) in off) continue;
+      node.inert = false;
+      node.classList.remove("st-barred");
+    }
+    for (const [name, why] of Object.entries(off)) {
+      const node = $("#field-" + name);
+      if (!node) continue;
+      node.inert = true;
+      node.classList.add("st-barred");
+      node.dataset.why = "This " + why + ".";
+    }
+  }
+  // Gradio tells no script whether its editor holds a picture (what one drops it into is there only while it does not), and draws
+  // an accordion's controls when it is first opened.
+  let due = 0;
+  new MutationObserver(() => { due ||= requestAnimationFrame(() => { due = 0; fit(); }); })
+    .observe(document.documentElement, { childList: true, subtree: true });
+
   // ---- progress and result --------------------------------------------------------------------------------------
   const current = () => {
     const mine = state.jobs.filter((job) => job.mine);
@@ -365,5 +390,5 @@ window.studio = (() => {
   });
   const wait = setInterval(() => { if ($("#st-viewer")) { clearInterval(wait); follow(); } }, 50);
 
-  return { el, button, call, url, submitted, opened, saveForm, restoreForm, interrupt, skip, lastSeed, gallery, pending: () => pending };
+  return { el, button, call, url, submitted, opened, saveForm, restoreForm, fit, interrupt, skip, lastSeed, gallery, pending: () => pending };
 })();
