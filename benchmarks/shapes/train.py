@@ -1,10 +1,10 @@
 """Make the embedded model: `python -m benchmarks.shapes.train --work DIR`.
 
-Stages, in order: `vae`, `text`, `unet`, `decoder`, `export`; `controlnet` and `t2i` when `--stages` asks for them. Each goes on
-where it was killed and is skipped once its folder exists in DIR. `--init presets/models/shapes` starts from the shipped weights
-instead of from nothing (the tokenizer and the text encoder are then kept, and so is the latent space: only `unet` and `decoder`
-learn; `--rate 0.5` halves the learning rates for it). `--minutes unet=300 decoder=30` gives stages another budget. On a GPU add
-`--scale 8`. Several CPU processes:
+Stages, in order: `vae`, `text`, `unet`, `decoder`, `export`; `controlnet`, `t2i`, `vision` and `ip` when `--stages` asks for
+them. Each goes on where it was killed and is skipped once its folder exists in DIR. `--init presets/models/shapes` starts from the
+shipped weights instead of from nothing (the tokenizer and the text encoder are then kept, and so is the latent space: only `unet`
+and `decoder` learn; `--rate 0.5` halves the learning rates for it). `--minutes unet=300 decoder=30` gives stages another budget.
+On a GPU add `--scale 8`. Several CPU processes:
 `python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.shapes.train …`.
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from benchmarks.shapes import autoencoder, control, denoiser, text
+from benchmarks.shapes import autoencoder, control, denoiser, picture_prompt, text
 from benchmarks.shapes.export import export
 from benchmarks.shapes.fit import Budget, fit, rank
 
@@ -33,6 +33,8 @@ BUDGETS = {
     "unet": Budget(minutes=65, learning_rate=1.2e-3, muon_rate=0.02),
     "controlnet": Budget(minutes=60, learning_rate=8e-4, muon_rate=0.01),
     "t2i": Budget(minutes=40, learning_rate=1e-3, muon_rate=0.02),
+    "vision": Budget(minutes=10, learning_rate=1e-3, ema_decay=0.98),
+    "ip": Budget(minutes=40, learning_rate=1e-3),
     "decoder": Budget(minutes=10, learning_rate=1e-3, muon_rate=0.008, ema_decay=0.998),
 }
 PICTURES = 40_000
@@ -152,6 +154,30 @@ class Recipe:
         fit(f"fit-{stage}", network.parameters(), loss, self.budgets[stage], self.work)
         if rank() == 0:
             self.save(network, done)
+
+    def vision(self, done: Path) -> None:
+        vision, readout = picture_prompt.new_vision().to(self.device), picture_prompt.new_readout().to(self.device)
+        fit(
+            "fit-vision",
+            [*vision.parameters(), *readout.parameters()],
+            lambda fraction, rng: picture_prompt.vision_loss(vision, readout, rng),
+            self.budgets["vision"],
+            self.work,
+        )
+        if rank() == 0:
+            logger.info("vision: attributes seen %s", picture_prompt.recognition(vision, readout))
+            self.save(vision, done)
+
+    def ip(self, done: Path) -> None:
+        unet = self.load(UNet2DConditionModel, "unet", "unet").to(memory_format=torch.channels_last)
+        vision = CLIPVisionModelWithProjection.from_pretrained(self.work / "vision").to(self.device)
+        learnt = picture_prompt.attach(unet)
+        loss = picture_prompt.PictureLoss(vision, self.denoiser_loss(unet))
+        fit("fit-ip", learnt, loss, self.budgets["ip"], self.work)
+        if rank() == 0:
+            part = done.with_name("ip.part")
+            picture_prompt.save(unet, vision, part)
+            part.rename(done)
 
     def export(self, out: Path) -> None:
         """Write the finished model in diffusers' format, float16."""
