@@ -12,13 +12,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import model_validator
+from pydantic.fields import FieldInfo
 
 from studio.errors import InvalidRequest, shown
 from studio.fields import Frozen
 from studio.parts import OWN_VAE
 from studio.schedulers import SIGMA_LABELS
 from studio.spec import RESIZE_LABELS, GenerationRequest, parse_request
-from studio.units import IMAGE_FIELDS
+from studio.units import IMAGE_FIELDS, UNIT_TYPES, UNITS_MAX
 
 AXES = ("x", "y", "z")
 CELLS_MAX = 200
@@ -112,19 +113,30 @@ def check_number(number: int, limit: int) -> None:
         raise InvalidRequest("x", f"this plot has {number:,} pictures; at most {limit} are made, take fewer values")
 
 
+def declared(field: str) -> FieldInfo:
+    """Return where a field is declared; `controls.0.weight` is one of the first ControlNet unit."""
+    name, _, rest = field.partition(".")
+    unit = UNIT_TYPES.get(name)
+    return unit.model_fields[rest.partition(".")[2]] if unit and rest else GenerationRequest.model_fields[field]
+
+
 def label_of(field: str) -> str:
     """Return what the page calls a field."""
-    return dict(extras(field))["label"]
+    name, _, rest = field.partition(".")
+    if not rest:
+        return dict(extras(field))["label"]
+    place, _, own = rest.partition(".")
+    return f"{label_of(name)} {int(place) + 1}: {own}"
 
 
 def extras(field: str) -> dict[str, Any]:
-    facts = GenerationRequest.model_fields[field].json_schema_extra
+    facts = declared(field).json_schema_extra
     return facts if isinstance(facts, dict) else {}
 
 
 def kind_of(field: str) -> type | tuple[str, ...] | None:
     """Return a field's type (`str`, `int`, `float`, `bool`), the names that it may have, or None if it is no plain value."""
-    annotation = GenerationRequest.model_fields[field].annotation
+    annotation = declared(field).annotation
     if get_origin(annotation) in (Union, UnionType):
         parts = [part for part in get_args(annotation) if part is not NoneType]
         annotation = parts[0] if len(parts) == 1 else None
@@ -135,8 +147,31 @@ def kind_of(field: str) -> type | tuple[str, ...] | None:
 
 def plot_fields() -> dict[str, str]:
     """Return the fields that an axis can have, and their labels. Pictures are for the command line: the page has no paths."""
-    names = [name for name in GenerationRequest.model_fields if name not in SINGLE and kind_of(name) is not None]
-    return {name: label_of(name) for name in names}
+    names = [name for name in GenerationRequest.model_fields if name not in SINGLE]
+    for name, unit in UNIT_TYPES.items():
+        own = [field for field in unit.model_fields if field != "image"]
+        names += [f"{name}.{place}.{field}" for place in range(UNITS_MAX) for field in own]
+    return {name: label_of(name) for name in names if kind_of(name) is not None}
+
+
+def put(values: dict[str, Any], field: str, value: Value) -> None:
+    """Set a field of a plain request.
+
+    Raises:
+        InvalidRequest: if it is one of a unit that the request does not have.
+    """
+    name, _, rest = field.partition(".")
+    if not rest:
+        values[field] = value
+        return
+    place, _, own = rest.partition(".")
+    units = [dict(unit) for unit in values[name]]
+    if int(place) >= len(units):
+        raise InvalidRequest(
+            field, f"{field}: the request has {len(units)} {name}; give it the unit, or plot another field"
+        )
+    units[int(place)][own] = value
+    values[name] = units
 
 
 def axis_from(text: str, name: str) -> Axis:
@@ -164,7 +199,9 @@ def read_values(name: str, axis: Axis) -> tuple[Value, ...]:
         raise refusal(name, f"{axis.field} cannot be plotted, because every cell is one picture")
     if axis.field not in plot_fields():
         raise refusal(
-            name, f"{shown(axis.field)} is no field that can be plotted; use one of: {', '.join(plot_fields())}"
+            name,
+            f"{shown(axis.field)} is no field that can be plotted; use one of a unit, such as controls.0.weight, or one of: "
+            + ", ".join(field for field in plot_fields() if "." not in field),
         )
     if len(axis.values) > TEXT_MAX:
         raise refusal(name, f"the values have {len(axis.values):,} characters; at most {TEXT_MAX:,} are read")
@@ -258,7 +295,9 @@ def example(field: str) -> str:
         "variation_seed": "1, 2, 3 or 1-4 or -1, -1",
     }
     shift = facts.get("shown_offset", 0)
-    return special.get(field) or (f"{1 + shift}-{4 + shift}" if kind is int else "0.2, 0.6 or 0-1 [5]")
+    if field in special or kind is str:
+        return special.get(field, "one, another")
+    return f"{1 + shift}-{4 + shift}" if kind is int else "0.2, 0.6 or 0-1 [5]"
 
 
 def shifted(name: str, axis: Axis) -> Axis:
@@ -303,9 +342,10 @@ def cells_of(spec: PlotSpec) -> list[Cell]:
             if axis.field == "prompt":
                 for text in ("prompt", "negative_prompt"):
                     values[text] = values[text].replace(str(every[0]), str(chosen[name]))
-            else:
-                values[axis.field] = chosen[name]
         try:
+            for name, (axis, _) in axes.items():
+                if axis.field != "prompt":
+                    put(values, axis.field, chosen[name])
             request = parse_request(values)
         except InvalidRequest as error:
             raise cell_refusal(spec, chosen, error) from None

@@ -110,7 +110,12 @@ class IPAdapterSpec(Frozen):
         return value
 
 
-UNIT_FIELDS = ("controls", "t2i_adapters", "ip_adapters")
+UNIT_TYPES: dict[str, type[Frozen]] = {
+    "controls": ControlSpec,
+    "t2i_adapters": T2IAdapterSpec,
+    "ip_adapters": IPAdapterSpec,
+}
+UNIT_FIELDS = tuple(UNIT_TYPES)
 IMAGE_FIELDS = ("image", "mask_image")  # fields of a request that name pictures: paths when given, blobs once resolved
 
 

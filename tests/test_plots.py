@@ -37,6 +37,23 @@ def axis(field: str, values: str) -> Axis:
     return Axis(field=field, values=values)
 
 
+def test_an_axis_reaches_into_a_unit() -> None:
+    unit = {"model": "shapes-canny", "image": "x.png", "preprocessor": "canny"}
+    base = parse_request(BASE.model_dump() | {"controls": [unit, unit]})
+    spec = PlotSpec(base=base, x=axis("controls.1.weight", "0, 0.5, 1"), y=axis("controls.1.end", "0.5, 1"))
+    made = cells_of(spec)
+    assert [cell.request.controls[1].weight for cell in made] == [0, 0.5, 1, 0, 0.5, 1]
+    assert [cell.request.controls[1].end for cell in made] == [0.5, 0.5, 0.5, 1, 1, 1]
+    assert {cell.request.controls[0].weight for cell in made} == {1.0}
+    assert axis_labels(spec)["x"][1] == "ControlNet 2: weight: 0.5"
+    with pytest.raises(InvalidRequest, match=r"controls\.2\.weight: the request has 2 controls"):
+        cells_of(PlotSpec(base=base, x=axis("controls.2.weight", "0, 1")))
+    with pytest.raises(InvalidRequest, match=r"controls\.1\.weight=3\.0 must be at most 2\.0"):
+        cells_of(PlotSpec(base=base, x=axis("controls.1.weight", "1, 3")))
+    with pytest.raises(InvalidRequest, match="no field that can be plotted"):
+        PlotSpec(base=base, x=axis("controls.1.image", "a, b"))
+
+
 def two_by_two(**base: Any) -> PlotSpec:
     return PlotSpec(
         base=parse_request(BASE.model_dump() | base), x=axis("guidance_scale", "1, 3"), y=axis("prompt", "circle,star")
@@ -75,7 +92,7 @@ def test_values_are_read_as_people_write_them(field: str, text: str, values: tup
 @pytest.mark.parametrize(
     ("field", "text", "sentence"),
     [
-        ("zebra", "1", "X axis: 'zebra' is no field that can be plotted; use one of: prompt"),
+        ("zebra", "1", "X axis: 'zebra' is no field that can be plotted; use one of a unit"),
         ("num_images_per_prompt", "1,2", "X axis: num_images_per_prompt cannot be plotted"),
         ("seed", "", "X axis: Seed has no values"),
         ("seed", ",,", "X axis: Seed has no values"),
@@ -318,6 +335,7 @@ def test_the_pages_handlers(started: SimpleNamespace, tmp_path: Path) -> None:
         owner=lambda headers: "page",
         dispatcher=started.dispatcher,
         gallery=started.gallery,
+        library=Library((MODELS,)),
     )
     form = SimpleNamespace(wanted=lambda values: BASE)
     panel, request = PlotPanel(services, form), SimpleNamespace(headers={})  # type: ignore[arg-type]
@@ -344,7 +362,7 @@ def test_the_pages_handlers(started: SimpleNamespace, tmp_path: Path) -> None:
     control = ControlPanel(services, started.gallery.blobs)  # type: ignore[arg-type]
     batch, values = (
         BatchPanel(services, control),
-        {"prompt": "x", "num_inference_steps": 2, "editor": None, "mask": None},
+        {"prompt": "x", "model": "shapes", "num_inference_steps": 2, "editor": None, "mask": None},
     )  # type: ignore[arg-type]
     files = [str(tmp_path / name) for name in ("notes.png", "blue.png", "blue.png")]
     answer = json.loads(batch.submit(request, files=files, **values))  # type: ignore[arg-type]
