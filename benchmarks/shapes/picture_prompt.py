@@ -12,20 +12,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from benchmarks.shapes.denoiser import NOISE, DenoiserLoss, picture_of
-from benchmarks.shapes.render import render
+from benchmarks.shapes.denoiser import NOISE, DenoiserLoss, picture_of, scene_of
+from benchmarks.shapes.fit import processes, rank
 from benchmarks.shapes.text import HEADS, WIDTH, labels
-from benchmarks.shapes.world import plain_caption, training_scene
+from benchmarks.shapes.world import plain_caption
 
 SIDE = 64
 EMBEDDING = 256
 TOKENS = 4
 BATCH = 64
+HELD = 512  # pictures on which the encoder is measured
 EMPTY_PROMPTS = 0.5  # the picture must do alone
 NO_PICTURES = 0.15  # what guidance compares with
 
@@ -50,34 +51,69 @@ def new_readout() -> nn.Linear:
     return nn.Linear(EMBEDDING, sum(map(len, HEADS.values())))
 
 
-def pixels(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Make pictures ready for the encoder as CLIPImageProcessor does, (N, 128, 128, 3) uint8 -> (N, 3, 64, 64)."""
-    images = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2) / 255
-    small = F.interpolate(images, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, deviation = (torch.tensor(x, device=device).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return (small - mean) / deviation
+def small_pictures(number: int, work: Path) -> torch.Tensor:
+    """Draw the denoiser's pictures once, this process its share, as small as they are seen; return all, (N, 3, 64, 64) uint8."""
+    mine = work / f"small-{number}-{rank()}of{processes()}.safetensors"
+    if not mine.exists():
+        drawn = [_small(picture_of(i)) for i in range(rank(), number, processes())]
+        save_file({"pictures": torch.stack(drawn)}, mine.with_suffix(".part"))
+        mine.with_suffix(".part").replace(mine)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    pictures = torch.empty(number, 3, SIDE, SIDE, dtype=torch.uint8)
+    for other in range(processes()):
+        pictures[other :: processes()] = load_file(work / f"small-{number}-{other}of{processes()}.safetensors")[
+            "pictures"
+        ]
+    return pictures
 
 
-def _said(vision: Any, readout: nn.Linear, rng: random.Random) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Draw fresh pictures; return what the encoder says of each attribute, (N, choices) each, and the truth (N, attributes)."""
-    scenes = [training_scene(rng) for _ in range(BATCH)]
-    drawn = np.stack([render(scene, rng) for scene in scenes])
-    truth = torch.tensor([labels(scene, plain_caption(scene)) for scene in scenes], device=vision.device)
-    logits = readout(vision(pixels(drawn, vision.device)).image_embeds)
-    return list(logits.split([len(choices) for choices in HEADS.values()], dim=1)), truth
+def _small(picture: np.ndarray) -> torch.Tensor:
+    """Make a picture (H, W, 3) uint8 as small as CLIPImageProcessor does, (3, 64, 64) uint8."""
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    return (
+        F.interpolate(image, size=(SIDE, SIDE), mode="bicubic", antialias=True)[0].round().clamp(0, 255).to(torch.uint8)
+    )
 
 
-def vision_loss(vision: Any, readout: nn.Linear, rng: random.Random) -> torch.Tensor:
-    """One step: the mean cross-entropy over all attributes of a batch of pictures."""
-    said, truth = _said(vision, readout, rng)
-    return torch.stack([F.cross_entropy(logits, truth[:, i]) for i, logits in enumerate(said)]).mean()
+def pixels(small: torch.Tensor) -> torch.Tensor:
+    """Turn small pictures (N, 3, 64, 64) uint8 into what the encoder reads."""
+    mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (small / 255 - mean) / deviation
 
 
-@torch.no_grad()
-def recognition(vision: Any, readout: nn.Linear) -> dict[str, float]:
-    """Measure how often each attribute of fresh pictures is named right."""
-    said, truth = _said(vision, readout, random.Random("recognition"))
-    return {name: float(said[i].argmax(1).eq(truth[:, i]).float().mean()) for i, name in enumerate(HEADS)}
+class VisionLoss:
+    """The loss of one step: the mean cross-entropy over all attributes that a picture shows.
+
+    Args:
+        vision: learns, and with it `readout`, a throw-away layer that names the attributes.
+        pictures: of `small_pictures`; the last `HELD` of them are never learnt from.
+    """
+
+    def __init__(self, vision: Any, readout: nn.Linear, pictures: torch.Tensor, batch: int) -> None:
+        self.vision, self.readout, self.pictures, self.batch = vision, readout, pictures, batch
+        scenes = [scene_of(i) for i in range(len(pictures))]
+        self.truth = torch.tensor([labels(scene, plain_caption(scene)) for scene in scenes])
+
+    def __call__(self, fraction: float, rng: random.Random) -> torch.Tensor:
+        chosen = [rng.randrange(max(1, len(self.pictures) - HELD)) for _ in range(self.batch)]
+        truth = self.truth[chosen].to(self.vision.device)
+        return torch.stack([F.cross_entropy(one, truth[:, i]) for i, one in enumerate(self.said(chosen))]).mean()
+
+    def said(self, chosen: list[int]) -> list[torch.Tensor]:
+        """Return what the encoder makes of each attribute of some pictures, (N, choices) each."""
+        seen = self.vision(pixels(self.pictures[chosen]).to(self.vision.device)).image_embeds
+        return list(self.readout(seen).split([len(choices) for choices in HEADS.values()], dim=1))
+
+    @torch.no_grad()
+    def recognition(self) -> dict[str, float]:
+        """Measure how often each attribute of pictures never learnt from is named right."""
+        chosen = list(range(max(0, len(self.pictures) - HELD), len(self.pictures)))
+        said = self.said(chosen)
+        return {
+            name: round(float(said[i].argmax(1).cpu().eq(self.truth[chosen, i]).float().mean()), 3)
+            for i, name in enumerate(HEADS)
+        }
 
 
 def cross_attentions(unet: UNet2DConditionModel) -> list[str]:
@@ -134,21 +170,21 @@ class PictureLoss:
 
     Args:
         vision: the frozen image encoder.
+        pictures: of `small_pictures`.
         denoiser: whose UNet has the adapter.
     """
 
-    def __init__(self, vision: Any, denoiser: DenoiserLoss) -> None:
-        self.vision, self.denoiser = vision, denoiser
+    def __init__(self, vision: Any, pictures: torch.Tensor, denoiser: DenoiserLoss) -> None:
+        self.vision, self.pictures, self.denoiser = vision, pictures, denoiser
 
     def __call__(self, fraction: float, rng: random.Random) -> torch.Tensor:
-        indices = [rng.randrange(len(self.denoiser.latents)) for _ in range(self.denoiser.batch)]
-        states = self.denoiser.described(indices, rng, EMPTY_PROMPTS)
-        drawn = np.stack([picture_of(i) for i in indices])
+        chosen = [rng.randrange(len(self.denoiser.latents)) for _ in range(self.denoiser.batch)]
+        states = self.denoiser.described(chosen, rng, EMPTY_PROMPTS)
         with torch.no_grad():
-            seen = self.vision(pixels(drawn, states.device)).image_embeds  # (B, EMBEDDING)
-        kept = torch.tensor([float(rng.random() >= NO_PICTURES) for _ in indices], device=states.device)
+            seen = self.vision(pixels(self.pictures[chosen]).to(states.device)).image_embeds  # (B, EMBEDDING)
+        kept = torch.tensor([float(rng.random() >= NO_PICTURES) for _ in chosen], device=states.device)
         looked = {"added_cond_kwargs": {"image_embeds": [(seen * kept[:, None])[:, None]]}}
-        return self.denoiser.loss(indices, states, rng, lambda noisy, t: looked)
+        return self.denoiser.loss(chosen, states, rng, lambda noisy, t: looked)
 
 
 def save(unet: UNet2DConditionModel, vision: Any, folder: Path) -> None:

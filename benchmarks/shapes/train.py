@@ -33,7 +33,7 @@ BUDGETS = {
     "unet": Budget(minutes=65, learning_rate=1.2e-3, muon_rate=0.02),
     "controlnet": Budget(minutes=60, learning_rate=8e-4, muon_rate=0.01),
     "t2i": Budget(minutes=40, learning_rate=1e-3, muon_rate=0.02),
-    "vision": Budget(minutes=10, learning_rate=1e-3, ema_decay=0.98),
+    "vision": Budget(minutes=10, learning_rate=1e-3, muon_rate=0.02, ema_decay=0.99),
     "ip": Budget(minutes=40, learning_rate=1e-3),
     "decoder": Budget(minutes=10, learning_rate=1e-3, muon_rate=0.008, ema_decay=0.998),
 }
@@ -157,22 +157,19 @@ class Recipe:
 
     def vision(self, done: Path) -> None:
         vision, readout = picture_prompt.new_vision().to(self.device), picture_prompt.new_readout().to(self.device)
-        fit(
-            "fit-vision",
-            [*vision.parameters(), *readout.parameters()],
-            lambda fraction, rng: picture_prompt.vision_loss(vision, readout, rng),
-            self.budgets["vision"],
-            self.work,
-        )
+        pictures = picture_prompt.small_pictures(self.pictures, self.work)
+        loss = picture_prompt.VisionLoss(vision, readout, pictures, picture_prompt.BATCH * self.scale)
+        fit("fit-vision", [*vision.parameters(), *readout.parameters()], loss, self.budgets["vision"], self.work)
         if rank() == 0:
-            logger.info("vision: attributes seen %s", picture_prompt.recognition(vision, readout))
+            logger.info("vision: attributes seen %s", loss.recognition())
             self.save(vision, done)
 
     def ip(self, done: Path) -> None:
         unet = self.load(UNet2DConditionModel, "unet", "unet").to(memory_format=torch.channels_last)
         vision = CLIPVisionModelWithProjection.from_pretrained(self.work / "vision").to(self.device)
         learnt = picture_prompt.attach(unet)
-        loss = picture_prompt.PictureLoss(vision, self.denoiser_loss(unet))
+        pictures = picture_prompt.small_pictures(self.pictures, self.work)
+        loss = picture_prompt.PictureLoss(vision, pictures, self.denoiser_loss(unet))
         fit("fit-ip", learnt, loss, self.budgets["ip"], self.work)
         if rank() == 0:
             part = done.with_name("ip.part")
