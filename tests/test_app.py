@@ -82,6 +82,9 @@ def test_txt2img_makes_pictures_that_are_saved(client: Client, app: App) -> None
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert app.get(image["url"], headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
     rows = client.predict(words="circle", api_name="/gallery")["images"]
+    assert client.predict(words="circle", model="shapes", api_name="/gallery")["images"] == rows
+    for other in ({"model": "another"}, {"day": "1999-01-01"}, {"starred": True}):
+        assert rows[0] not in client.predict(**other, api_name="/gallery")["images"]
     assert [row["id"] for row in rows[:2]] == [image["id"] for image in reversed(made["images"])]
 
 

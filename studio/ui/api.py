@@ -17,6 +17,7 @@ from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
 from studio.spec import GenerationRequest, parse_request
 from studio.store.blobs import is_reference
+from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.tools import PreprocessCall, VaeCheckCall
 from studio.ui.services import Services
@@ -320,6 +321,9 @@ class Api:
     def gallery(
         self,
         words: str = "",
+        model: str = "",
+        day: str = "",
+        starred: bool = False,
         before: int | None = None,
         limit: int = 50,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
@@ -328,6 +332,9 @@ class Api:
 
         Args:
             words: only pictures whose prompt has all these words.
+            model: only pictures of this model.
+            day: only pictures of this day, such as 2026-11-21.
+            starred: only pictures with a star.
             before: only pictures older than this: the `next` of the page before.
             limit: how many, 1 to 200.
 
@@ -337,7 +344,8 @@ class Api:
         if not 1 <= limit <= 200:
             raise StudioError(f"limit={limit} must be from 1 to 200")
         owner = self._services.owner(request.headers if request else {}) if self._services.public else None
-        rows = self._services.gallery.index.page(words=words, before=before, limit=limit, owner=owner)
+        index, wanted = self._services.gallery.index, Filter(words=words, model=model, day=day, starred=starred)
+        rows = index.page(before=before, limit=limit, owner=owner, **wanted)
         keys = ("id", "prompt", "model", "seed", "width", "height")
         images = [{key: row[key] for key in keys} | {"url": f"/studio/image/{row['id']}"} for row in rows]
         return {"images": images, "next": rows[-1]["seq"] if len(rows) == limit else None}
