@@ -17,12 +17,14 @@ class PartKind:
         others: what other tools call that folder.
         classes: `_class_name` in the `config.json` of a diffusers folder -> the config's entries that must equal the main model's,
             by the main model's name for them.
+        deep: whether people sort its files into folders.
     """
 
     title: str
     folder: str
     classes: dict[str, dict[str, str]]
     others: tuple[str, ...] = ()
+    deep: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -56,6 +58,7 @@ KINDS = {
     ),
     "ip_adapter": PartKind("IP-Adapter", "controlnets", {}, CONTROLNET_FOLDERS),
     "upscaler": PartKind("upscaler", "upscalers", {}),
+    "lora": PartKind("LoRA", "loras", {}, ("Lora", "LoRA", "lora", "LyCORIS"), deep=True),
     "vae": PartKind("VAE", "vae", {"AutoencoderKL": {}}, ("VAE",)),
 }
 UNIT_KINDS = {"controls": "controlnet", "t2i_adapters": "t2i_adapter", "ip_adapters": "ip_adapter"}
@@ -81,6 +84,13 @@ class Part:
     problem: str = ""
 
 
+PROMPT_WIDTHS: dict[Any, str] = {
+    768: " (Stable Diffusion 1.x)",
+    1024: " (Stable Diffusion 2.x)",
+    2048: " (Stable Diffusion XL)",
+}
+
+
 def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     """Return what parts must agree with, from the `config.json` of a denoiser and of an autoencoder.
 
@@ -88,6 +98,7 @@ def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     """
     names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
     shape = {name: denoiser[name] for name in names if denoiser.get(name) is not None}
+    shape["denoiser"] = denoiser.get("_class_name")
     if denoiser.get("num_layers") is not None:
         shape["attention_layers"] = denoiser["num_layers"] + len(denoiser.get("dual_attention_layers") or ())
     return shape | vae_shape(vae)
@@ -106,8 +117,9 @@ def shape_problem(part: Part, shape: dict[str, Any]) -> str:
     """Say why a part does not fit a model of a shape; "" if it does."""
     for name, wanted in part.shape.items():
         if shape.get(name) != wanted:
-            here = shape.get(name, "none")
-            return f"it was made for another family: {name} is {wanted} there and {here} in this model"
+            told = PROMPT_WIDTHS if name == "cross_attention_dim" else {}
+            there, here = (f"{value}{told.get(value, '')}" for value in (wanted, shape.get(name, "none")))
+            return f"it was made for another family: {name} is {there} there and {here} in this model"
     return ""
 
 

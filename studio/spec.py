@@ -12,6 +12,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from studio.errors import InvalidRequest, first_problem
 from studio.fields import SIZE_STEP, Frozen, control, extension, least_strength
+from studio.loras import LoraSpec, loras_problem
 from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
 from studio.units import ControlSpec, IPAdapterSpec, T2IAdapterSpec, units_problem
 from studio.upscalers import check_enlarging, check_second_pass
@@ -224,6 +225,12 @@ class GenerationRequest(Frozen):
         tuple[IPAdapterSpec, ...],
         control("IP-Adapter", "control", "Pictures that stand beside the prompt.", shown=False),
     ] = ()
+    loras: Annotated[
+        tuple[LoraSpec, ...],
+        control(
+            "LoRA", "lora", "Small files that change the model; <lora:name:1> in the prompt does it too.", shown=False
+        ),
+    ] = ()
     clip_skip: Annotated[
         int,
         control(
@@ -319,8 +326,8 @@ class GenerationRequest(Frozen):
 
     @model_validator(mode="after")
     def units(self) -> "GenerationRequest":
-        """Refuse too many units, and one that has nothing to follow."""
-        if found := units_problem(self):
+        """Refuse too many units or LoRA, a LoRA that is given twice, and a unit that has nothing to follow."""
+        if found := units_problem(self) or loras_problem(self.loras):
             raise InvalidRequest(*found)
         return self
 

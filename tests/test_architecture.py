@@ -19,6 +19,7 @@ PURE = {
     "settings",
     "errors",
     "lease",
+    "loras",
     "doctor",
     "fields",
     "grid",

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from studio.engine.adapters import AdapterManager
 from studio.engine.canvas import fit, flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
@@ -118,7 +120,7 @@ class Engine:
         annotators: Path = Path("data/models/annotators"),
     ) -> None:
         self.device, self.pipelines, self.parts = device, PipelineManager(device), PartManager(device)
-        self.preprocessors = Preprocessors(annotators, device.place)
+        self.adapters, self.preprocessors = AdapterManager(device), Preprocessors(annotators, device.place)
         self._clock, self._name_image = clock, name_image
 
     def unload(self) -> None:
@@ -248,13 +250,18 @@ class Engine:
         part = next((part for part in job.parts if part.kind == "vae"), None)
         return (lambda own: self.parts.get(part, own.config)) if part else None
 
+    def _loras(self, pipe: Any, job: Job, steps: Steps) -> AbstractContextManager[None]:
+        """Return what applies a job's LoRA to its model while its pictures are made."""
+        files = {part.id: part for part in job.parts if part.kind == "lora"}
+        return self.adapters.applied(pipe, [(spec, files[spec.name]) for spec in job.request.loras], steps.notice)
+
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
         """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
         request, (start, units), family, vae = job.request, given, FAMILIES[job.model.family], self._vae(job)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
-        with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe:
+        with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe, self._loras(pipe, job, steps):
             prompts = encode_prompts(pipe, request, job.model)
             more = start.arguments(pipe, seeds)
             if request.task == TEXT2IMAGE and request.variation_strength:
@@ -276,7 +283,10 @@ class Engine:
                 return run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
-        with self.pipelines.configured(request, job.model, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
+        with (
+            self.pipelines.configured(request, job.model, seeds, vae=vae, task=IMAGE2IMAGE) as pipe,
+            self._loras(pipe, job, steps),
+        ):
             size = request.hires_size
             larger = partial(self._enlarge, job, size=size, told=lambda *_: steps.check())
             image = enlarged(pipe, made, request, larger, steps.notice)

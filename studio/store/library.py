@@ -9,6 +9,7 @@ import yaml
 from studio.errors import InvalidRequest, ModelError, StudioError
 from studio.families import FAMILIES, detect_family
 from studio.fitting import check_refiner, check_request, task_problem, usable
+from studio.loras import take_tags
 from studio.parts import shape_of
 from studio.records import ModelRef, PartRef
 from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
@@ -122,6 +123,7 @@ class Library:
         Raises:
             InvalidRequest: one sentence.
         """
+        request = self.with_loras(request)
         model = self.get(request.model)
         if problem := task_problem(model.family, model.kind, request.task):
             raise InvalidRequest("model", f"model={model.id!r}: {problem}")
@@ -136,6 +138,18 @@ class Library:
             raise InvalidRequest("scheduler", problem)
         check_request(model.family, model.kind, filled)
         return filled, self.reference(model, filled.refiner)
+
+    def with_loras(self, request: GenerationRequest) -> GenerationRequest:
+        """Move what the prompt says of LoRA (`<lora:name:1>`) to the request's own list, under the names of the library.
+
+        Raises:
+            InvalidRequest: if a tag cannot be read, or there is no such LoRA.
+        """
+        prompt, tagged = take_tags(request.prompt)
+        named = [(f"loras.{place}.name", lora) for place, lora in enumerate(request.loras)]
+        named += [("prompt", lora) for lora in tagged]
+        loras = [lora.model_copy(update={"name": self.parts.get("lora", lora.name, field).id}) for field, lora in named]
+        return parse_request(request.model_dump() | {"prompt": prompt, "loras": loras}) if loras else request
 
     def usable(self, values: dict[str, Any]) -> dict[str, Any]:
         """Leave out of a form's valid values what its model cannot honour; the form shows that as switched off."""

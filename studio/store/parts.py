@@ -8,6 +8,7 @@ import yaml
 
 from studio.errors import InvalidRequest, ModelError
 from studio.layouts import TINY, controlnet_config, controlnet_names, vae_config, vae_names
+from studio.loras import trained_for
 from studio.parts import (
     KINDS,
     OWN_VAE,
@@ -47,15 +48,23 @@ class PartLibrary:
 
     def __init__(self, roots: tuple[Path, ...], hashes: Hashes) -> None:
         self.roots, self._hashes = roots, hashes
+        self._named: dict[tuple[str, str], Path] = {}
+
+    def add_file(self, kind: str, name: str, path: Path) -> None:
+        """Take in a file that lies elsewhere, under a name of its own."""
+        self._named[kind, name] = path
 
     def parts(self, kind: str) -> list[Part]:
         """List all parts of a kind, usable or not."""
         found: dict[str, Part] = {}
         for folder in (root / name for root in self.roots for name in KINDS[kind].folders):
-            for path in sorted(_entries(folder)) if folder.is_dir() else ():
+            for path in sorted(_entries(folder, KINDS[kind].deep)) if folder.is_dir() else ():
                 name = path.relative_to(folder).as_posix().removesuffix(".safetensors")
                 if name not in found and (part := READERS[kind](kind, name, path)):
                     found[name] = part
+        for (its_kind, name), path in self._named.items():
+            if its_kind == kind and (part := READERS[kind](kind, name, path)):
+                found[name] = part
         return list(found.values())
 
     def get(self, kind: str, part_id: str, field: str) -> Part:
@@ -66,7 +75,8 @@ class PartLibrary:
         """
         parts = {part.id: part for part in self.parts(kind)}
         pickled = [part.id for part in parts.values() if part.problem and part.path.stem == part_id]
-        part_id = pickled[0] if pickled and part_id not in parts else part_id
+        below = [name for name in parts if kind == "lora" and name.rpartition("/")[2] == part_id]  # as A1111 calls it
+        part_id = part_id if part_id in parts else next(iter([*pickled, *below]), part_id)
         if part_id not in parts:
             names = (
                 ", ".join([*RESERVED.get(kind, ()), *(part.id for part in parts.values() if not part.problem)])
@@ -95,15 +105,17 @@ class PartLibrary:
             InvalidRequest: if one is missing, cannot be used, or was made for another family.
         """
         found: dict[tuple[str, str], PartRef] = {}
-        for name, kind in UNIT_KINDS.items():
-            for place, unit in enumerate(getattr(request, name)):
-                field = f"{name}.{place}.model"
-                part = self.get(kind, unit.model, field)
-                if problem := shape_problem(part, shape):
-                    raise InvalidRequest(
-                        field, f"{field}={unit.model!r} does not fit model={request.model!r}: {problem}"
-                    )
-                found[kind, part.id] = self.reference(part)
+        named = [
+            (kind, unit.model, f"{name}.{place}.model")
+            for name, kind in UNIT_KINDS.items()
+            for place, unit in enumerate(getattr(request, name))
+        ]
+        named += [("lora", lora.name, f"loras.{place}.name") for place, lora in enumerate(request.loras)]
+        for kind, name, field in named:
+            part = self.get(kind, name, field)
+            if problem := shape_problem(part, shape):
+                raise InvalidRequest(field, f"{field}={name!r} does not fit model={request.model!r}: {problem}")
+            found[kind, part.id] = self.reference(part)
         if vae := self.vae_of(request.vae, request.model, shape) if not request.only_enlarges else None:
             found["vae", vae.id] = vae
         if uses_model(request):
@@ -130,9 +142,11 @@ class PartLibrary:
         return self.reference(part)
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return what may be a part: folders with a `config.json` or an image encoder, and files of weights."""
+def _entries(folder: Path, deep: bool) -> list[Path]:
+    """Return what may be a part: folders with a `config.json` or an image encoder, and files of weights; if `deep`, also below."""
     found = []
+    if deep:
+        return [path for path in folder.rglob("*.*") if path.suffix.lower() in (".safetensors", *PICKLES)]
     for depth in range(1, DEPTH + 1):
         found += [
             path.parent for path in folder.glob("*/" * depth + "config.json") if path.parent.name != "image_encoder"
@@ -340,6 +354,18 @@ def _read_vae(kind: str, name: str, path: Path) -> Part | None:
         return Part(kind, name, path, {}, problem=f"its files cannot be understood ({error})")
 
 
+def _read_lora(kind: str, name: str, path: Path) -> Part | None:
+    """Read a file of LoRA weights."""
+    if not path.is_file():
+        return None
+    try:
+        return Part(kind, name, path, trained_for(_shapes(path)))
+    except ModelError as error:
+        return Part(kind, name, path, {}, problem=str(error))
+    except (TypeError, KeyError, IndexError) as error:
+        return Part(kind, name, path, {}, problem=f"its header cannot be understood ({error})")
+
+
 Reader = Callable[[str, str, Path], Part | None]
 READERS: dict[str, Reader] = {
     "controlnet": _read_controlnet,
@@ -347,4 +373,5 @@ READERS: dict[str, Reader] = {
     "ip_adapter": _read_ip_adapter,
     "upscaler": _read_upscaler,
     "vae": _read_vae,
+    "lora": _read_lora,
 }

@@ -1,0 +1,284 @@
+"""LoRA: what the picture shows, the layouts that people have, weights, and that the model is afterwards what it was before."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from benchmarks.shapes.judge import judge
+from benchmarks.shapes.recolour import recolouring
+from benchmarks.shapes.score import load
+from studio.errors import InvalidRequest, ModelError
+from studio.loras import LoraSpec, tag_of, take_tags
+from studio.spec import parse_request
+from studio.store.blobs import BlobStore
+from studio.store.library import Library
+from tests.conftest import MODELS, Made, drawer
+from tests.conftest import pixels as decoded
+
+PROMPT = "a red circle on a yellow background"
+SMALL: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4}
+Draw = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    return load(MODELS / "shapes")
+
+
+def random_lora(pipe: StableDiffusionPipeline, seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    """Make weights for the UNet's attention and the text encoder, in PEFT's keys."""
+    source, made = torch.Generator().manual_seed(seed), {}
+    for network in ("unet", "text_encoder"):
+        for name, module in getattr(pipe, network).named_modules():
+            if name.endswith(("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj")):
+                rows, columns = module.weight.shape
+                made[f"{network}.{name}.lora_A.weight"] = 0.2 * torch.randn(rank, columns, generator=source)
+                made[f"{network}.{name}.lora_B.weight"] = 0.2 * torch.randn(rows, rank, generator=source)
+    return made
+
+
+def to_kohya(state: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """Write a LoRA as kohya's scripts do, which know the text encoder as it was before transformers 5.6."""
+    made = {}
+    for key, tensor in state.items():
+        network, _, rest = key.partition(".")
+        name, end = (
+            (rest.removesuffix(".lora_A.weight"), "lora_down")
+            if "lora_A" in rest
+            else (rest.removesuffix(".lora_B.weight"), "lora_up")
+        )
+        prefix = "lora_unet_" if network == "unet" else "lora_te_text_model_"
+        made[f"{prefix}{name.replace('.', '_')}.{end}.weight"] = tensor
+        made[f"{prefix}{name.replace('.', '_')}.alpha"] = torch.tensor(alpha)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Put LoRA beside the embedded model, and some that cannot be used."""
+    root = tmp_path_factory.mktemp("root")
+    loras = root / "loras"
+    (loras / "style").mkdir(parents=True)
+    save_file(recolouring(pipe, "red", "blue"), loras / "bluer.safetensors")
+    save_file(recolouring(pipe, "yellow", "green"), loras / "style" / "greener.safetensors")
+    both = random_lora(pipe, 1)
+    save_file(both, loras / "both.safetensors")
+    save_file(to_kohya(both, 4.0), loras / "kohya.safetensors")
+    save_file(to_kohya(both, 2.0), loras / "half.safetensors")
+    save_file(
+        {
+            key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): one
+            for key, one in both.items()
+            if "unet" in key
+        },
+        loras / "old.safetensors",
+    )
+    save_file(
+        {key.removeprefix("unet."): one for key, one in both.items() if "unet" in key}, loras / "peft.safetensors"
+    )
+    save_file(
+        {f"base_model.model.{key.removeprefix('unet.')}": one for key, one in both.items() if "unet" in key},
+        loras / "peft2.safetensors",
+    )
+    save_file({key: one for key, one in both.items() if "unet" in key}, loras / "unet.safetensors")
+    wide = {
+        key: torch.zeros(4, 768) if "attn2.to_k.lora_A" in key or "attn2.to_v.lora_A" in key else one
+        for key, one in both.items()
+    }
+    save_file(wide, loras / "sd15.safetensors")
+    save_file(
+        {key.replace("attn", "attention"): one for key, one in both.items() if "unet" in key},
+        loras / "stranger.safetensors",
+    )
+    sizes = {key: torch.zeros(4, 99) if "attn1.to_q.lora_A" in key else one for key, one in both.items()}
+    save_file(sizes, loras / "sizes.safetensors")
+    save_file(
+        both | {next(iter(both)): torch.full_like(next(iter(both.values())), float("nan"))}, loras / "nan.safetensors"
+    )
+    save_file(
+        {key.replace(".lora_A.weight", ".hada_w1_a"): one for key, one in both.items()}, loras / "loha.safetensors"
+    )
+    save_file({"weight": torch.zeros(3)}, loras / "nothing.safetensors")
+    torch.save({"x": torch.zeros(2)}, loras / "pickle.pt")
+    (loras / "cut.safetensors").write_bytes((loras / "both.safetensors").read_bytes()[:-100])
+    return root
+
+
+@pytest.fixture(scope="module")
+def draw(engine: Any, blobs: BlobStore, folder: Path) -> Draw:
+    return drawer(engine, Library((MODELS,), part_roots=(folder,)), blobs)
+
+
+def stack(*entries: tuple[str, float]) -> list[dict[str, Any]]:
+    return [{"name": name, "weight": weight} for name, weight in entries]
+
+
+def pixels(made: Made) -> np.ndarray:
+    """Return the only picture that was made, (H, W, 3) uint8."""
+    (png,) = made.pictures
+    return decoded(png)
+
+
+def weights_hash(network: Any) -> str:
+    """Hash a network's own weights, whatever is around them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted((name.replace(".base_layer", ""), one) for name, one in network.state_dict().items()):
+        if "lora" not in name:
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_the_picture_shows_what_a_lora_taught(draw: Draw) -> None:
+    values = SMALL | {"num_inference_steps": 12}
+    for seed in (3, 4, 5):
+        plain = judge(pixels(draw(**values | {"seed": seed})))
+        taught = judge(pixels(draw(**values | {"seed": seed}, loras=stack(("bluer", 1.0)))))
+        assert (plain.things[0].colour, plain.background) == ("red", "yellow")
+        assert (taught.things[0].colour, taught.background) == ("blue", "yellow")
+    two = judge(pixels(draw(**values, loras=stack(("bluer", 1.0), ("greener", 1.0)))))
+    assert two.things[0].colour == "blue"
+
+
+def test_a_weight_of_nothing_is_the_same_picture_and_a_half_lies_between(draw: Draw) -> None:
+    plain = draw(**SMALL)
+    assert draw(**SMALL, loras=stack(("bluer", 0.0))).pictures == plain.pictures
+    half, whole = (pixels(draw(**SMALL, loras=stack(("bluer", weight)))).astype(float) for weight in (0.5, 1.0))
+    none = pixels(plain).astype(float)
+    assert 0 < np.abs(half - none).mean() < np.abs(whole - none).mean()
+    assert draw(**SMALL).pictures == plain.pictures
+
+
+def test_the_second_pass_of_a_hires_fix_has_them_too(draw: Draw) -> None:
+    """It starts almost from noise: without the LoRA it would draw a red circle again."""
+    values = SMALL | {"num_inference_steps": 12, "hires_scale": 1.5, "hires_strength": 0.95}
+    made = judge(pixels(draw(**values, loras=stack(("bluer", 1.0)))))
+    assert (made.things[0].colour, made.background) == ("blue", "yellow")
+
+
+def test_a_stack_draws_as_diffusers_does(draw: Draw, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    both = {"name": "both", "weight": 0.4, "text_encoder_weight": 0.2}
+    made = draw(**SMALL, loras=[*stack(("unet", 0.7), ("bluer", -0.5)), both])
+    for name in ("unet", "bluer", "both"):
+        pipe.load_lora_weights(dict(load_file(folder / "loras" / f"{name}.safetensors")), adapter_name=name)
+    pipe.set_adapters(["unet", "bluer", "both"], [0.7, -0.5, {"unet": 0.4, "text_encoder": 0.2}])
+    bare = pipe(
+        PROMPT, num_inference_steps=4, guidance_scale=2.0, generator=torch.Generator().manual_seed(3), output_type="np"
+    ).images[0]
+    pipe.unload_lora_weights()
+    assert np.abs(pixels(made).astype(int) - (bare * 255).round().astype(int)).max() <= 1
+
+
+def test_every_layout_is_the_same_lora(draw: Draw) -> None:
+    """kohya's keys with alpha, PEFT's, diffusers' old and new ones."""
+    both, unet = draw(**SMALL, loras=stack(("both", 0.5))), draw(**SMALL, loras=stack(("unet", 0.5)))
+    assert both.pictures != unet.pictures
+    assert draw(**SMALL, loras=stack(("kohya", 0.5))).pictures == both.pictures
+    for name in ("old", "peft", "peft2"):
+        assert draw(**SMALL, loras=stack((name, 0.5))).pictures == unet.pictures, name
+    half = pixels(draw(**SMALL, loras=stack(("half", 1.0)))).astype(int)  # alpha is half of the rank
+    assert np.abs(half - pixels(both)).max() <= 1
+
+
+def test_the_prompt_names_loras_and_they_are_kept_apart_from_it(draw: Draw) -> None:
+    made = draw(**SMALL | {"prompt": f"{PROMPT} <lora:bluer:0.8>"})
+    request = made.records[0].request
+    assert (request.prompt, request.loras) == (PROMPT, (LoraSpec(name="bluer", weight=0.8),))
+    assert pixels(made).tobytes() == pixels(draw(**SMALL, loras=stack(("bluer", 0.8)))).tobytes()
+    below = draw(**SMALL | {"prompt": f"<lora:greener:1>{PROMPT}"}).records[0]
+    assert (below.request.loras[0].name, below.parts[0].id) == ("style/greener", "style/greener")
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "specs"),
+    [
+        ("a cat", "a cat", []),
+        ("a <lora:x> cat", "a cat", [("x", 1.0, None)]),
+        ("<lora:x:0.5> a cat <lora:y:-1>", "a cat", [("x", 0.5, None), ("y", -1.0, None)]),
+        ("a cat<lora:x y.2:0.5:1>", "a cat", [("x y.2", 1.0, 0.5)]),
+        ("<lora:x:te=0:unet=.7>", "", [("x", 0.7, 0.0)]),
+        ("<lyco:x:1>", "", [("x", 1.0, None)]),
+        ("a < b > c <hypernet:x:1>", "a < b > c <hypernet:x:1>", []),
+    ],
+)
+def test_tags(text: str, prompt: str, specs: list[tuple[str, float, float | None]]) -> None:
+    found = take_tags(text)
+    assert found == (prompt, [LoraSpec(name=n, weight=w, text_encoder_weight=t) for n, w, t in specs])
+    assert take_tags(" ".join(map(tag_of, found[1])))[1] == found[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["<lora:>", "<lora::1>", "<lora:x:much>", "<lora:x:9>", "<lora:x:1:1:1>", "<lora:x:dyn=1>"]
+)
+def test_a_tag_that_cannot_be_read_is_told(text: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"must be <lora:NAME:WEIGHT> with a weight from -4 to 4"):
+        take_tags(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("zebra", r"loras\.0\.name='zebra' is no LoRA in .*; there is: .*bluer"),
+        ("sd15", r"cross_attention_dim is 768 \(Stable Diffusion 1\.x\) there and 128 in this model"),
+        ("loha", "it is a LoHa, which Studio does not apply yet"),
+        ("nothing", "it has no LoRA weights"),
+        ("cut", r"cut\.safetensors is cut off"),
+        ("pickle", "is a pickle, which can run code; make a safe copy"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_loaded(draw: Draw, name: str, sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        draw(**SMALL, loras=stack((name, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("stranger", "fits nothing in this model: none of its"),
+        ("sizes", r"was trained for another model: unet\..*to_q is \(.*99\) there"),
+        ("nan", r"numbers that are none \(NaN or infinite, in unet"),
+    ],
+)
+def test_what_does_not_fit_leaves_the_model_as_it_was(draw: Draw, engine: Any, name: str, sentence: str) -> None:
+    plain = draw(**SMALL)
+    model = next(reversed(engine.pipelines._loaded.values())).base
+    before = [weights_hash(network) for network in (model.unet, model.text_encoder)]
+    with pytest.raises(ModelError, match=sentence):
+        draw(**SMALL, loras=stack(("bluer", 1.0), (name, 1.0)))
+    assert [weights_hash(network) for network in (model.unet, model.text_encoder)] == before
+    assert draw(**SMALL).pictures == plain.pictures
+
+
+def test_an_interrupted_job_leaves_no_lora_behind(draw: Draw) -> None:
+    plain = draw(**SMALL)
+    steps = iter(range(100))
+    stopped = draw(**SMALL, loras=stack(("both", 1.0)), stop=lambda made: "interrupt" if next(steps) > 1 else "")
+    assert stopped.pictures == []
+    assert draw(**SMALL).pictures == plain.pictures
+
+
+def test_loras_that_are_not_used_any_more_are_let_go(draw: Draw, engine: Any, folder: Path) -> None:
+    names = [f"copy{number}" for number in range(10)]
+    for number, name in enumerate(names):
+        state = {key: one * (1 + number / 10) for key, one in load_file(folder / "loras" / "bluer.safetensors").items()}
+        save_file(state, folder / "loras" / f"{name}.safetensors")
+        draw(**SMALL | {"num_inference_steps": 1}, loras=stack((name, 1.0)))
+    model = next(reversed(engine.pipelines._loaded.values())).base
+    assert len(model.get_list_adapters()["unet"]) <= 8
+    assert draw(**SMALL, loras=stack(("bluer", 1.0))).pictures == draw(**SMALL, loras=stack(("bluer", 1.0))).pictures
+
+
+def test_a_stack_is_limited_and_has_each_once() -> None:
+    with pytest.raises(InvalidRequest, match="loras has 'x' twice"):
+        parse_request({"loras": stack(("x", 1.0), ("x", 0.5))})
+    with pytest.raises(InvalidRequest, match="loras has 17 entries; at most 16"):
+        parse_request({"loras": stack(*((f"x{i}", 1.0) for i in range(17)))})
+    with pytest.raises(InvalidRequest, match="weight"):
+        parse_request({"loras": stack(("x", 5.0))})
