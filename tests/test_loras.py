@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from benchmarks.shapes.judge import judge
@@ -282,3 +282,63 @@ def test_a_stack_is_limited_and_has_each_once() -> None:
         parse_request({"loras": stack(*((f"x{i}", 1.0) for i in range(17)))})
     with pytest.raises(InvalidRequest, match="weight"):
         parse_request({"loras": stack(("x", 5.0))})
+
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "q_proj", "v_proj")
+
+
+def family_lora(pipe: Any) -> dict[str, torch.Tensor]:
+    """Make weights for the denoiser and the CLIP text encoders of any pipeline, in PEFT's keys."""
+    source, made = torch.Generator().manual_seed(1), {}
+    for network in ("unet", "transformer", "text_encoder", "text_encoder_2"):
+        module = getattr(pipe, network, None)
+        clip = network.startswith("text_encoder") and "CLIP" in type(module).__name__
+        for name, layer in module.named_modules() if module is not None and (clip or "text" not in network) else ():
+            if name.endswith(TARGETS):
+                rows, columns = layer.weight.shape
+                made[f"{network}.{name}.lora_A.weight"] = 0.3 * torch.randn(2, columns, generator=source)
+                made[f"{network}.{name}.lora_B.weight"] = 0.3 * torch.randn(rows, 2, generator=source)
+    return made
+
+
+@pytest.fixture(scope="module")
+def families(tiny_library: Library, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The tiny models, and a LoRA for each."""
+    root = tmp_path_factory.mktemp("families")
+    (root / "loras").mkdir()
+    for name in ("sdxl", "sd3", "flux"):
+        pipe = DiffusionPipeline.from_pretrained(tiny_library.get(name).path)
+        save_file(family_lora(pipe), root / "loras" / f"for-{name}.safetensors")
+    return Library(tiny_library.folders, part_roots=(root,))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_each_family_takes_its_own_loras(engine: Any, blobs: BlobStore, families: Library, name: str) -> None:
+    draw = drawer(engine, families, blobs)
+    values: dict[str, Any] = {"model": name, "prompt": PROMPT, "seed": 1, "num_inference_steps": 3}
+    values |= {"width": 64, "height": 64, "guidance_scale": 3.0}
+    plain = draw(**values)
+    made = draw(**values, loras=stack((f"for-{name}", 0.8)))
+    assert draw(**values).pictures == draw(**values, loras=stack((f"for-{name}", 0.0))).pictures == plain.pictures
+    bare = DiffusionPipeline.from_pretrained(families.get(name).path, dtype=torch.float32)
+    state = load_file(families.parts.get("lora", f"for-{name}", "lora").path)
+    bare.load_lora_weights(state, adapter_name="it")
+    bare.set_adapters(["it"], [0.8])
+    record = made.records[0]
+    own = bare(
+        PROMPT, width=64, height=64, num_inference_steps=3, guidance_scale=3.0, output_type="np",
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]  # fmt: skip
+    assert record.parts[0].id == f"for-{name}"
+    assert made.pictures != plain.pictures
+    assert np.abs(pixels(made).astype(int) - (own * 255).round().astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_another_family_s_lora_is_refused_by_name(families: Library, name: str) -> None:
+    for other in {"sdxl", "sd3", "flux"} - {name}:
+        wanted = parse_request({"model": name, "width": 64, "height": 64, "loras": stack((f"for-{other}", 1.0))})
+        with pytest.raises(
+            InvalidRequest, match=rf"for-{other}' does not fit model='{name}': it was made for another family"
+        ):
+            families.parts_of(families.resolve(wanted, 1)[0])
