@@ -66,6 +66,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     replay.add_argument("--out", type=Path, required=True)
     for name, text in (
         ("models", "list the models"),
+        ("adapters", "list the LoRA, what they fit and what calls them"),
         ("schedulers", "list the sampling methods"),
         ("families", "list the model families"),
         ("reindex", "rebuild the index from the picture files"),
@@ -123,9 +124,8 @@ def generate(settings: Settings, flags: argparse.Namespace) -> int:
     blobs = BlobStore(flags.out / "blobs")
     if flags.images:
         return generate_folder(settings, flags, library, blobs)
-    requests = [
-        take_inputs(request, blobs, flags.request.parent) for request in read_requests(flags.request, flags.set)
-    ]
+    given, folder = read_requests(flags.request, flags.set), flags.request.parent
+    requests = [library.with_files(take_inputs(request, blobs, folder), folder) for request in given]
     resolved = [
         library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests
     ]
@@ -154,9 +154,8 @@ def generate_folder(settings: Settings, flags: argparse.Namespace, library: Libr
     requests = read_requests(
         flags.request, [*flags.set, "image=given"]
     )  # wrong values are told before a picture is read
-    shared = [
-        take_inputs(request.model_copy(update={"image": None}), blobs, flags.request.parent) for request in requests
-    ]
+    folder, plain = flags.request.parent, [request.model_copy(update={"image": None}) for request in requests]
+    shared = [library.with_files(take_inputs(request, blobs, folder), folder) for request in plain]
     for request in requests:
         library.get(request.model)
     for path in files:
@@ -197,7 +196,9 @@ def xyz(settings: Settings, flags: argparse.Namespace) -> int:
         for name, reference in pictures_of(spec.base).items():
             load(reference, name)
     else:
-        spec = spec.model_copy(update={"base": take_inputs(spec.base, blobs, flags.request.parent)})
+        folder = flags.request.parent
+        base = library.with_files(take_inputs(spec.base, blobs, folder), folder)
+        spec = spec.model_copy(update={"base": base})
     cells = cells_of(spec)
     resolved = resolve_cells(spec, cells, library, blobs, flags.request.parent)
     return DONE if draw_plot(spec, cells, resolved, open_drawing(settings, blobs, flags.out)) else INTERRUPTED
@@ -324,6 +325,14 @@ def models(settings: Settings, flags: argparse.Namespace) -> int:
     )
 
 
+def adapters(settings: Settings, flags: argparse.Namespace) -> int:
+    """`adapters`: every LoRA, what it fits and what its file says."""
+    from studio.store.lora_facts import lora_rows
+
+    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    return show(lora_rows(library.parts.parts("lora")), flags.json)
+
+
 def schedulers(settings: Settings, flags: argparse.Namespace) -> int:
     """`schedulers`: names and the schedule types that each can follow."""
     return show(
@@ -381,7 +390,9 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
     return DONE if all(finding.ok for finding in findings) else FAILED
 
 
-COMMANDS = {c.__name__: c for c in (generate, xyz, replay, models, schedulers, families, reindex, convert, doctor)}
+COMMANDS = {
+    c.__name__: c for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, convert, doctor)
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
+from benchmarks.shapes.judge import judge
 from studio.settings import ROOT
 from studio.spec import GenerationRequest
 from studio.store.metadata import read_picture
@@ -28,7 +29,7 @@ from tests.conftest import App, launch
 PROMPT = "a red circle on a blue background"
 PUBLIC = {
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
-    *("/preprocess", "/preprocessors", "/vae_check"),
+    *("/preprocess", "/preprocessors", "/vae_check", "/adapters"),
 }
 
 
@@ -36,7 +37,7 @@ TEXT_FIELDS = {
     name: field
     for name, field in GenerationRequest.model_fields.items()
     if facts_of(field)["group"] not in ("image", "inpaint", "outpaint", "control", "refiner")
-    and name not in ("pag_scale", "true_cfg_scale", "vae", "vae_tiling")  # what few need is said in `settings`
+    and name not in ("pag_scale", "true_cfg_scale", "vae", "vae_tiling", "loras")  # what few need is said in `settings`
 }
 
 
@@ -56,7 +57,7 @@ def test_the_public_endpoints_are_these_and_are_documented(client: Client) -> No
     assert set(info["named_endpoints"]) == PUBLIC
     assert not info["unnamed_endpoints"]
     parameters = {p["parameter_name"]: p for p in info["named_endpoints"]["/txt2img"]["parameters"]}
-    assert set(parameters) == set(TEXT_FIELDS) | {"settings", "wait"}
+    assert set(parameters) == set(TEXT_FIELDS) | {"loras", "settings", "wait"}
     assert parameters["width"]["parameter_has_default"]
 
 
@@ -86,6 +87,24 @@ def test_txt2img_makes_pictures_that_are_saved(client: Client, app: App) -> None
     for other in ({"model": "another"}, {"day": "1999-01-01"}, {"starred": True}):
         assert rows[0] not in client.predict(**other, api_name="/gallery")["images"]
     assert [row["id"] for row in rows[:2]] == [image["id"] for image in reversed(made["images"])]
+
+
+def test_a_lora_by_name_and_in_the_prompt(client: Client, app: App) -> None:
+    (found,) = (row for row in client.predict(api_name="/adapters") if row["id"] == "red-to-blue")
+    assert (found["rank"], found["trigger_words"], found["recommended_weight"]) == (16, ["red"], 1.0)
+    values: dict[str, Any] = {"seed": 5, "num_inference_steps": 12, "api_name": "/txt2img"}
+    stack = [{"name": "red-to-blue", "weight": 1.0}]
+    made = [
+        client.predict(prompt="a red circle on a yellow background", loras=stack, **values),
+        client.predict(prompt="a red circle on a yellow background <lora:red-to-blue:1>", **values),
+    ]
+    files = [app.get(one["images"][0]["url"]).content for one in made]
+    shown = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+    assert np.array_equal(*shown)
+    seen = judge(shown[0])
+    assert (seen.things[0].colour, seen.background) == ("blue", "yellow")
+    with pytest.raises(AppError, match=r"prompt='zebra' is no LoRA .*there is: .*red-to-blue"):
+        client.predict(prompt="a red circle <lora:zebra:1>", **values)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")

@@ -284,6 +284,32 @@ def test_what_a_model_cannot_use_is_switched_off_and_says_why(page: Any, app: Ap
     page.wait_for_selector("#field-hires_scale:not(.st-barred)")
 
 
+def test_a_lora_is_chosen_its_word_added_and_it_comes_back(page: Any, app: App) -> None:
+    fill(page, "a circle on a yellow background")
+    page.click("#group-lora button")
+    page.wait_for_selector("#lora0-name input", timeout=30_000)
+    page.wait_for_timeout(1_000)  # the accordion's controls arrive one by one
+    page.click("#lora0-name input")
+    page.get_by_role("option", name="red-to-blue").click()
+    page.wait_for_selector("#st-lora-card:has-text('Draws blue things')", timeout=30_000)
+    page.wait_for_selector("#lora1-name", timeout=30_000)  # a row more than are in use
+    page.click("#st-lora-words")
+    page.wait_for_function("() => document.querySelector('#field-prompt textarea').value.endsWith('background, red')")
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    before = source(page)
+    page.click("#st-generate")
+    identity = finished_picture(page, before).rsplit("/", 1)[1]
+    (path,) = (app.data / "images").rglob(f"{identity}.png")
+    record = read_picture(path).record
+    assert record
+    assert [(lora.name, lora.weight) for lora in record.request.loras] == [("red-to-blue", 1.0)]
+    page.wait_for_selector("#group-lora.st-active")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector("#group-lora.st-active", timeout=60_000)
+    page.click("#group-lora button")
+    page.wait_for_function("() => document.querySelector('#lora0-name input')?.value === 'red-to-blue'", timeout=30_000)
+
+
 def test_a_lost_server_is_told_and_found_again(chrome: Any, tmp_path: Path) -> None:
     first = launch(tmp_path)
     port = first.url.rsplit(":", 1)[1]

@@ -361,7 +361,7 @@ def test_the_pages_handlers(started: SimpleNamespace, tmp_path: Path) -> None:
     Image.new("RGB", (128, 128), (40, 70, 215)).save(tmp_path / "blue.png")
     control = ControlPanel(services, started.gallery.blobs)  # type: ignore[arg-type]
     batch, values = (
-        BatchPanel(services, control),
+        BatchPanel(services, [control]),
         {"prompt": "x", "model": "shapes", "num_inference_steps": 2, "editor": None, "mask": None},
     )  # type: ignore[arg-type]
     files = [str(tmp_path / name) for name in ("notes.png", "blue.png", "blue.png")]

@@ -139,6 +139,17 @@ class Library:
         check_request(model.family, model.kind, filled)
         return filled, self.reference(model, filled.refiner)
 
+    def with_files(self, request: GenerationRequest, folder: Path) -> GenerationRequest:
+        """Take in LoRA that a request names by their files, relative to a folder; elsewhere names are never paths."""
+        loras = []
+        for lora in request.loras:
+            path = folder / lora.name
+            if path.suffix == ".safetensors" and path.is_file():
+                self.parts.add_file("lora", path.stem, path)
+                lora = lora.model_copy(update={"name": path.stem})
+            loras.append(lora)
+        return request.model_copy(update={"loras": tuple(loras)})
+
     def with_loras(self, request: GenerationRequest) -> GenerationRequest:
         """Move what the prompt says of LoRA (`<lora:name:1>`) to the request's own list, under the names of the library.
 

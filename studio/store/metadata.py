@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from studio.errors import StudioError
 from studio.fields import Frozen
+from studio.loras import tag_of
 from studio.parts import UNIT_KINDS
 from studio.plots import GridRecord, describe_plot, grid_sentence
 from studio.records import ImageRecord
@@ -97,7 +98,7 @@ def to_parameters(record: ImageRecord) -> str:
         "Refiner switch at": f"{request.refiner_start:g}" if request.refiner else None,
         "Version": f"Studio {VERSION}",
     }
-    lines = [request.prompt]
+    lines = [" ".join([request.prompt, *map(tag_of, request.loras)])]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {value}" for key, value in facts.items() if value is not None))

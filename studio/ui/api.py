@@ -19,6 +19,7 @@ from studio.spec import GenerationRequest, parse_request
 from studio.store.blobs import is_reference
 from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
+from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
 from studio.ui.services import Services
 from studio.ui.upscale_panel import enlarging
@@ -45,6 +46,7 @@ class Api:
             self.vae_check,
             self.upscale,
             self.models,
+            self.adapters,
             self.schedulers,
             self.gallery,
             self.job,
@@ -77,6 +79,7 @@ class Api:
         hires_strength: float = 0.7,
         eta: float = 0.0,
         clip_skip: int = 0,
+        loras: list[dict[str, Any]] | None = None,
         settings: dict[str, Any] | None = None,
         wait: bool = True,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
@@ -107,6 +110,7 @@ class Api:
             hires_strength: how much the second pass may change.
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
+            loras: LoRA to apply, see `adapters`: [{"name": …, "weight": 1.0, "text_encoder_weight": …}].
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
                 `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the model's), `vae_tiling`.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
@@ -115,6 +119,7 @@ class Api:
             The job as `job` describes it.
         """
         values = {name: value for name, value in locals().items() if name in GenerationRequest.model_fields}
+        values["loras"] = loras or ()
         return await self._draw(joined(values, settings), wait, request)
 
     async def img2img(
@@ -310,6 +315,11 @@ class Api:
             for m in models
             if not m.problem
         ]
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """List the LoRA that can be used: `id` is what `loras` names; `trigger_words`, `rank` … are what their files say."""
+        rows = lora_rows(self._services.library.parts.parts("lora"))
+        return [{name: value for name, value in row.items() if name != "problem"} for row in rows if not row["problem"]]
 
     def schedulers(self) -> list[dict[str, Any]]:
         """List the sampling methods and the schedule types that each can follow."""

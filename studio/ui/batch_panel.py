@@ -2,14 +2,14 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
-from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import from_page
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -23,15 +23,24 @@ FILES_MAX_PUBLIC = 16
 TOLD = 3  # refused files that are named
 
 
+class Panel(Protocol):
+    """An accordion of the form that is read as a whole: its components by name, and what they say of a request."""
+
+    inputs: dict[str, Any]
+
+    def taken(self, values: dict[str, Any]) -> dict[str, Any]: ...
+
+
 class BatchPanel:
     """Builds the accordion within Image.
 
     Args:
         services: what the handlers work on.
+        panels: of the form, which count for each picture.
     """
 
-    def __init__(self, services: Services, control: ControlPanel) -> None:
-        self._services, self._control = services, control
+    def __init__(self, services: Services, panels: Sequence[Panel]) -> None:
+        self._services, self._panels = services, panels
         self._files: Any = None
         self._run: Any = None
 
@@ -85,12 +94,13 @@ class BatchPanel:
             raise InvalidRequest("batch", TEXT["batch.none"])
         if len(files) > most:
             raise InvalidRequest("batch", TEXT["batch.many"].format(number=len(files), most=most))
-        units = {name: values.pop(name) for name in self._control.inputs}
+        units = {name: values.pop(name) for panel in self._panels for name in panel.inputs}
         plain = from_page(GenerationRequest, values)
         parse_request(plain | dict.fromkeys(EXTENSIONS, 0))
         plain = self._services.library.usable(plain | {"image": "given"})
         parse_request(plain)  # before a picture is stored
-        plain |= self._control.taken(units)
+        for panel in self._panels:
+            plain |= panel.taken(units)
         dispatcher, jobs, refused = self._services.dispatcher, [], []
         dispatcher.check_room(len(files))
         for path in files:

@@ -18,6 +18,7 @@ from studio.store.library import unknown_words
 from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of, from_page, to_page
 from studio.ui.image_panel import ImagePanel, start_of
+from studio.ui.lora_panel import LoraPanel
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
 from studio.ui.upscale_panel import upscaler_choices
@@ -52,7 +53,9 @@ class GenerateTab:
         self._services = services
         self.controls: dict[str, Any] = {}
         self.control = ControlPanel(services, services.gallery.blobs)
-        self.image = ImagePanel(services, self.control)
+        self.loras = LoraPanel(services)
+        self._panels = (self.control, self.loras)
+        self.image = ImagePanel(services, self._panels)
         self._model = services.library.get(services.settings.model)
 
     @property
@@ -121,6 +124,7 @@ class GenerateTab:
                     None, outputs=[self.controls["prompt"]], js=f"() => {json.dumps(example)}", api_visibility="private"
                 )
         self.controls |= self.image.build(values)
+        self.loras.build(self._model.id)
         self.control.build(self._model.id)
         with gr.Row():
             self.controls["seed"] = build_control(GenerationRequest, "seed", -1)
@@ -179,6 +183,7 @@ class GenerateTab:
         model.input(self.use_model, [model], usual, **private)
         model.change(self.control.use_model, [model, *self.control.models], self.control.targets, **private)
         page.load(self.control.offer, [model], self.control.targets, **private)
+        self.loras.bind(page, model, controls["prompt"])
         model.change(lambda *chosen: offered(library, *chosen), [model, vae], [vae], **private)
         page.load(lambda chosen: gr.update(choices=vae_choices(library, chosen)), [model], [vae], **private)
         for event in (model.change, page.load):
@@ -191,7 +196,7 @@ class GenerateTab:
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        kept = controls | self.control.saved
+        kept = controls | self.control.saved | self.loras.inputs
         names, boxes = list(kept), list(kept.values())
         made["generate"].click(
             self.submit,
@@ -235,11 +240,12 @@ class GenerateTab:
             api_visibility="private",
         )
         self._bind_model(made, page, private)
+        marks = usual() | {"control": self.control.usual, "lora": self.loras.usual}
         page.load(
             None,
             inputs=boxes,
             outputs=boxes,
-            js=f"(...values) => {{ window.studioUsual = {json.dumps(usual() | {'control': self.control.usual})};"
+            js=f"(...values) => {{ window.studioUsual = {json.dumps(marks)};"
             f" return studio.restoreForm({json.dumps(names)}, values); }}",
             api_visibility="private",
         )
@@ -254,7 +260,9 @@ class GenerateTab:
             job = self._services.dispatcher.submit(wanted, self._services.owner(request.headers), forever=forever)
         except StudioError as error:
             field = error.field if isinstance(error, InvalidRequest) else ""
-            return json.dumps({"error": str(error), "field": self.control.box_of(field, units)})
+            for panel in self._panels:
+                field = panel.box_of(field, units)
+            return json.dumps({"error": str(error), "field": field})
         except Exception:  # a process boundary: the page shall hear of it, and go on
             logger.exception("submit")
             return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
@@ -263,7 +271,8 @@ class GenerateTab:
     @property
     def inputs(self) -> dict[str, Any]:
         """Return the components that `wanted` reads, by name."""
-        return self.controls | self.control.inputs | {"editor": self.image.editor, "mask": self.image.mask}
+        panels = self.control.inputs | self.loras.inputs
+        return self.controls | panels | {"editor": self.image.editor, "mask": self.image.mask}
 
     def wanted(self, values: dict[str, Any]) -> GenerationRequest:
         """Read the form, whose pictures are stored.
@@ -272,13 +281,14 @@ class GenerateTab:
             InvalidRequest: naming the first wrong field.
         """
         editor, mask = values.pop("editor"), values.pop("mask")
-        units = {name: values.pop(name) for name in self.control.inputs}
+        units = {name: values.pop(name) for panel in self._panels for name in panel.inputs}
         plain = from_page(GenerationRequest, values)
         parse_request(plain | dict.fromkeys(EXTENSIONS, 0))  # before a picture is stored
         pictures = self.image.taken(editor, mask)
         if "image" not in pictures:  # sliders of a closed accordion, left from another picture
             plain |= dict.fromkeys(EXTENSIONS, 0)
-        return of_own_size(parse_request(self._services.library.usable(plain | pictures) | self.control.taken(units)))
+        usable = self._services.library.usable(plain | pictures)
+        return of_own_size(parse_request(usable | self.control.taken(units) | self.loras.taken(units)))
 
     def _note(self, request: GenerationRequest) -> str:
         notes = []
@@ -328,7 +338,8 @@ class GenerateTab:
     @property
     def filled(self) -> list[Any]:
         """All components that `form_values` fills."""
-        return [*self.controls.values(), self.image.editor, self.image.mask, *self.control.inputs.values()]
+        panels = self.control.inputs | self.loras.inputs
+        return [*self.controls.values(), self.image.editor, self.image.mask, *panels.values()]
 
     def form_values(self, values: dict[str, Any], *, pictures: bool = True) -> tuple[list[Any], list[str]]:
         """Return one update for each of `filled`, for values read from a picture, and notes; what is not known stays.
@@ -346,11 +357,14 @@ class GenerateTab:
         usable |= {name: usable[name] or "" for name in ("refiner", "vae") if name in usable}
         lost = [TEXT["vae.missing"].format(name=values["vae"])] if "vae" in values and "vae" not in usable else []
         usable |= {"vae": ""} if lost else {}
+        rows, tags, missing = self.loras.filled(values.get("loras") or [])
+        if tags:
+            usable["prompt"] = f"{usable.get('prompt', '')} {tags}"
         shown = to_page(GenerationRequest, usable)
         updates = [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
         images, notes = self.image.shown(values if pictures else {})
         units, more = self.control.shown(values if pictures else {})
-        return [*updates, *images, *units], [*lost, *notes, *more]
+        return [*updates, *images, *units, *rows], [*lost, *notes, *more, *missing]
 
 
 def usual() -> dict[str, dict[str, Any]]:

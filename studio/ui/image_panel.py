@@ -1,5 +1,6 @@
 """The Image accordion: a picture to start from, a mask painted on it or given as a file, and how far the canvas grows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from studio.errors import StudioError
 from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
 from studio.store.blobs import encode
 from studio.store.inputs import fitting_size
-from studio.ui.batch_panel import FILES, BatchPanel
-from studio.ui.control_panel import ControlPanel
+from studio.ui.batch_panel import FILES, BatchPanel, Panel
 from studio.ui.forms import build_control, fields_of
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -26,11 +26,12 @@ class ImagePanel:
 
     Args:
         services: what the handlers work on.
+        panels: of the form, which count for a batch too.
     """
 
-    def __init__(self, services: Services, control: ControlPanel) -> None:
+    def __init__(self, services: Services, panels: Sequence[Panel]) -> None:
         self._blobs = services.gallery.blobs
-        self.batch = BatchPanel(services, control)
+        self.batch = BatchPanel(services, panels)
         self.editor: Any = None
         self.mask: Any = None
 
