@@ -26,7 +26,7 @@ types: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY)
-	for name in coldstart txt2img overhead gallery control; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	for name in coldstart txt2img overhead gallery control adapters; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 shapes: $(READY)
 	$(BIN)/python -m benchmarks.shapes.train --work build/shapes $(ARGS)

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "overhead": "benchmarks.overhead",
     "gallery": "benchmarks.gallery",
     "control": "benchmarks.control",
+    "adapters": "benchmarks.adapters",
 }
 
 

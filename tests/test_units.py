@@ -1,6 +1,7 @@
 """ControlNets and adapters: what they do to the picture is what diffusers' own pipelines do, and nothing of it stays behind."""
 
 import gc
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from benchmarks.shapes.follow import UNIT, followed, scores
+from benchmarks.shapes.follow import followed, scores
+from benchmarks.shapes.judge import judge
+from benchmarks.shapes.render import render
+from benchmarks.shapes.world import Scene, Thing
 from studio.engine.prompts import chunk_tokens, encode_chunks
 from studio.engine.tasks import Start
 from studio.errors import InvalidRequest, StudioError
@@ -307,11 +311,29 @@ def test_an_ip_adapter_without_its_encoder_is_refused(library: Library, networks
 
 
 def test_the_shipped_controlnet_follows_edges(tmp_path: Path) -> None:
-    results = scores(followed(8, [UNIT], tmp_path))
-    plain = scores(followed(8, [], tmp_path))
+    results = scores(followed(8, "controlnet", tmp_path), "controlnet")
+    plain = scores(followed(8, "controlnet", tmp_path, on=False), "controlnet")
     assert results["edge_f"] >= 0.8
     assert plain["edge_f"] <= 0.5
     assert min(results["colour"], results["background"]) == 1
+
+
+def test_the_shipped_ip_adapter_shows_what_its_picture_shows(tmp_path: Path) -> None:
+    results = scores(followed(8, "ip", tmp_path), "ip")
+    plain = scores(followed(8, "ip", tmp_path, on=False), "ip")
+    assert min(results["colour"], results["background"]) >= 0.85
+    assert results["shape"] >= 0.6
+    assert max(plain["colour"], plain["background"], plain["shape"]) <= 0.4
+
+
+def test_a_prompt_beside_an_ip_adapter_says_the_shape(draw: Draw) -> None:
+    """Colours come from the picture, the shape from the words."""
+    scene = Scene((Thing("red", "circle", 0.5, 0.5, 0.3),), "yellow")
+    picture = encode(Image.fromarray(render(scene, random.Random(2))))
+    unit = {"model": "shapes-ip", "images": [picture], "scale": 0.5}
+    seen = [judge(pixels(draw(prompt="a star", seed=seed, ip_adapters=[unit]).pictures[0])) for seed in range(6)]
+    shown = [(one.things[0].colour in ("red", "orange"), one.things[0].shape, one.background) for one in seen]
+    assert shown.count((True, "star", "yellow")) >= 5
 
 
 def test_a_picture_with_units_is_replayed(draw: Draw, library: Library, tmp_path: Path) -> None:
