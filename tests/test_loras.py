@@ -1,6 +1,8 @@
 """LoRA: what the picture shows, the layouts that people have, weights, and that the model is afterwards what it was before."""
 
 import hashlib
+import io
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.shapes.judge import judge
 from benchmarks.shapes.recolour import recolouring
 from benchmarks.shapes.score import load
-from studio.errors import InvalidRequest, ModelError
+from studio.errors import InvalidRequest, ModelError, StudioError
 from studio.loras import LoraSpec, tag_of, take_tags
 from studio.spec import parse_request
 from studio.store.blobs import BlobStore
@@ -243,7 +245,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_loaded(draw: Draw, name:
     [
         ("stranger", "fits nothing in this model: none of its"),
         ("sizes", r"was trained for another model: unet\..*to_q is \(.*99\) there"),
-        ("nan", r"numbers that are none \(NaN or infinite, in unet"),
+        ("nan", r"what no weight is \(NaN, infinite or whole numbers, in unet"),
     ],
 )
 def test_what_does_not_fit_leaves_the_model_as_it_was(draw: Draw, engine: Any, name: str, sentence: str) -> None:
@@ -342,3 +344,59 @@ def test_another_family_s_lora_is_refused_by_name(families: Library, name: str) 
             InvalidRequest, match=rf"for-{other}' does not fit model='{name}': it was made for another family"
         ):
             families.parts_of(families.resolve(wanted, 1)[0])
+
+
+def damaged(state: dict[str, torch.Tensor], kind: str, seed: int, path: Path) -> None:
+    """Write a LoRA that is wrong in one way."""
+    rng = random.Random(seed)
+    key = rng.choice([key for key in state if "lora_A" in key])
+    one, made = state[key], dict(state)
+    if kind == "rank":
+        made[key] = torch.cat([one, one])
+    elif kind == "width":
+        made[key] = one[:, :-1].clone()
+    elif kind == "flat":
+        made[key] = one.flatten()
+    elif kind == "number":
+        made[key] = one * torch.where(torch.rand(one.shape) < 0.1, rng.choice((float("nan"), float("inf"))), 1.0)
+    elif kind == "integers":
+        made[key] = one.int()
+    elif kind == "strangers":
+        made = {name.replace("attn", f"tune{seed}").replace("self_", "other_"): value for name, value in state.items()}
+    elif kind == "halves":
+        made = {name: value for name, value in state.items() if "lora_A" in name}
+    save_file(made, path)
+    data = bytearray(path.read_bytes())
+    if kind == "cut":
+        data = data[: rng.randrange(len(data) - 1)]
+    elif kind == "bit":  # in the length of the header, or its first brackets
+        data[rng.randrange(10)] ^= 1 << rng.randrange(4, 8)
+    elif kind == "pickle":
+        buffer = io.BytesIO()
+        torch.save({"x": torch.zeros(seed + 1)}, buffer)
+        data = bytearray(buffer.getvalue())
+    elif kind == "huge header":
+        data[:8] = (2**40 + seed).to_bytes(8, "little")
+    path.write_bytes(bytes(data))
+
+
+DAMAGE = ("integers", "rank", "width", "flat", "number", "strangers", "halves", "cut", "bit", "pickle", "huge header")
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_sixty_six_damaged_files_are_sentences_and_the_model_is_unharmed(
+    draw: Draw, engine: Any, folder: Path, pipe: StableDiffusionPipeline, kind: str
+) -> None:
+    values = SMALL | {"num_inference_steps": 1}
+    plain = draw(**values)
+    model = next(reversed(engine.pipelines._loaded.values())).base
+    before = [weights_hash(network) for network in (model.unet, model.text_encoder)]
+    for seed in range(6):
+        name = f"bad-{kind.replace(' ', '-')}-{seed}"
+        damaged(random_lora(pipe, seed), kind, seed, folder / "loras" / f"{name}.safetensors")
+        with pytest.raises(StudioError) as caught:
+            draw(**values, loras=stack((name, 1.0)))
+        assert name in str(caught.value)
+        assert "; " in str(caught.value), "what to do about it"
+    assert [weights_hash(network) for network in (model.unet, model.text_encoder)] == before
+    assert draw(**values).pictures == plain.pictures

@@ -169,7 +169,7 @@ def read_lora(pipe: Any, part: PartRef) -> State:
             state = {key.removeprefix("base_model.model."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if broken := next((key for key, one in state.items() if not torch.isfinite(one).all()), None):
             raise ModelError(
-                f"LoRA {part.id} holds numbers that are none (NaN or infinite, in {broken}); copy it again"
+                f"LoRA {part.id} holds what no weight is (NaN, infinite or whole numbers, in {broken}); copy it again"
             )
         network = denoiser(pipe)
         more = {"unet_config": network.config} if hasattr(pipe, "unet") else {"return_alphas": True}
@@ -194,6 +194,11 @@ def peft_key(key: str) -> str:
         return f".{name.replace('to_out', 'to_out.0')}.lora_{LETTERS[found[2]]}"
 
     return KEY.sub(lambda found: f".lora_{LETTERS[found[1]]}", OLD_KEY.sub(old, key))
+
+
+def _sound(weight: torch.Tensor) -> bool:
+    """Whether a tensor holds what weights are."""
+    return weight.is_floating_point() and bool(torch.isfinite(weight.float()).all())
 
 
 def layers_of(state: State) -> dict[str, Layer]:
@@ -245,7 +250,10 @@ def fitting(pipe: Any, state: State, name: str) -> tuple[State, int]:
         if module is None:
             continue
         wanted = tuple(module.weight.shape)
-        found = (len(state[layer.up]), *state[layer.down].shape[1:])
+        up, down = state[layer.up], state[layer.down]
+        found = (len(up), *down.shape[1:])
+        if up.shape[1] != len(down):
+            raise ModelError(f"LoRA {name} is damaged: {path} has rank {len(down)} and {up.shape[1]}; copy it again")
         if found != wanted:
             raise ModelError(
                 f"LoRA {name} was trained for another model: {path} is {found} there and {wanted} here; choose one of its kind"
