@@ -167,7 +167,7 @@ def read_lora(pipe: Any, part: PartRef) -> State:
         with safe_open(part.path, "pt") as file:
             told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
             state = {key.removeprefix("base_model.model."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if broken := next((key for key, one in state.items() if not _sound(one)), None):
+        if broken := next((key for key, one in state.items() if not key.endswith(".alpha") and not _sound(one)), None):
             raise ModelError(
                 f"LoRA {part.id} holds what no weight is (NaN, infinite or whole numbers, in {broken}); copy it again"
             )
