@@ -222,7 +222,8 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         )
     library = Library(settings.model_folders, part_roots=settings.part_roots)
     model = library.reference(library.get(record.model.id), record.request.refiner)
-    now = record.model_copy(update={"model": model, "parts": library.parts_of(record.request)})
+    request = library.with_loras(record.request)  # a file may lie in another folder by now
+    now = record.model_copy(update={"request": request, "model": model, "parts": library.parts_of(request)})
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
         made = remake(engine, now, blob_finder(flags.image, settings, flags.out), flags.out)

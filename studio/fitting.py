@@ -53,11 +53,11 @@ def greyed(family: str, kind: str) -> dict[str, dict[str, str]]:
 
 
 def usable(family: str, kind: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a form's valid values what the form shows as switched off."""
+    """Leave out of a form's valid values what the form shows as switched off, and nothing else."""
     wanted = GenerationRequest.model_construct(**values)
-    off = barred(family, kind, wanted.task)
-    kept = "hires_scale" if wanted.only_enlarges else ""
-    return {name: value for name, value in values.items() if name not in off or name == kept}
+    off = greyed(family, kind)["image" if wanted.image else "none"]
+    kept = ("hires_scale", *FOLLOWERS["hires_scale"]) if wanted.only_enlarges else ()
+    return {name: value for name, value in values.items() if name not in off or name in kept}
 
 
 def task_problem(family: str, kind: str, task: str) -> str | None:

@@ -12,7 +12,7 @@ from studio.fields import Frozen
 LORAS_MAX = 16
 WEIGHT_MAX = 4.0
 _TAG = re.compile(r"\s*<(?:lora|lyco):([^<>]*)>")
-_DOWN = re.compile(r"\.(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight$")
+_DOWN = re.compile(r"(?:\.lora_down|\.lora_A(?:\.default)?|[._]lora\.down|\.lora_linear_layer\.down)\.weight$")
 _WORDS = re.compile(r"attn2[._].*to_(?:k|v)(?:_lora|\.processor)?$")  # a UNet's layers that read the prompt
 # What a file has that is no LoRA of the usual kind, by a part of its keys.
 OTHER_KINDS = {
@@ -37,9 +37,14 @@ class LoraSpec(Frozen):
     ] = None
 
     @property
+    def words_weight(self) -> float:
+        """How strongly it counts in the text encoders."""
+        return self.weight if self.text_encoder_weight is None else self.text_encoder_weight
+
+    @property
     def active(self) -> bool:
         """Whether it changes anything."""
-        return bool(self.weight or self.text_encoder_weight)
+        return bool(self.weight or self.words_weight)
 
 
 def take_tags(prompt: str) -> tuple[str, list[LoraSpec]]:
@@ -80,8 +85,8 @@ def _tag(text: str) -> LoraSpec:
 def tag_of(spec: LoraSpec) -> str:
     """Write a LoRA as A1111 does."""
     if spec.text_encoder_weight is None:
-        return f"<lora:{spec.name}:{spec.weight:g}>"
-    return f"<lora:{spec.name}:{spec.text_encoder_weight:g}:{spec.weight:g}>"
+        return f"<lora:{spec.name}:{spec.weight:.10g}>"
+    return f"<lora:{spec.name}:{spec.text_encoder_weight:.10g}:{spec.weight:.10g}>"
 
 
 def loras_problem(loras: Iterable[LoraSpec]) -> tuple[str, str] | None:
@@ -113,8 +118,11 @@ def trained_for(shapes: dict[str, list[int]]) -> dict[str, Any]:
         raise ModelError("it has no LoRA weights (lora_down, lora_A); put the LoRA's own file here")
     if any("single_transformer_blocks" in key or "single_blocks" in key for key in downs):
         return {"denoiser": "FluxTransformer2DModel"}
-    if any("joint_blocks" in key or "add_k_proj" in key for key in downs):
+    if any("joint_blocks" in key for key in downs):
         return {"denoiser": "SD3Transformer2DModel"}
+    added = [shape for key, shape in downs.items() if "add_k_proj" in key and len(shape) > 1]
+    if added:  # of Stable Diffusion 3, or of Flux's double blocks alone
+        return {"inner_dim": added[0][1]}
     words = [shape for key, shape in downs.items() if _WORDS.search(key) and len(shape) > 1]
     return {"cross_attention_dim": words[0][1]} if words else {}
 

@@ -94,11 +94,14 @@ PROMPT_WIDTHS: dict[Any, str] = {
 def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     """Return what parts must agree with, from the `config.json` of a denoiser and of an autoencoder.
 
-    Besides entries of the config: `attention_layers`, how often a transformer attends, which an IP-Adapter must have weights for.
+    Besides entries of the config: `denoiser`, its class; `inner_dim`, the width of a transformer; `attention_layers`, how often a
+    transformer attends, which an IP-Adapter must have weights for.
     """
     names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
     shape = {name: denoiser[name] for name in names if denoiser.get(name) is not None}
     shape["denoiser"] = denoiser.get("_class_name")
+    if "joint_attention_dim" in denoiser:
+        shape["inner_dim"] = denoiser.get("num_attention_heads", 0) * denoiser.get("attention_head_dim", 0)
     if denoiser.get("num_layers") is not None:
         shape["attention_layers"] = denoiser["num_layers"] + len(denoiser.get("dual_attention_layers") or ())
     return shape | vae_shape(vae)

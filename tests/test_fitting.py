@@ -38,7 +38,9 @@ def test_what_is_barred_is_refused_and_nothing_else(family: str, kind: str, task
             with pytest.raises(InvalidRequest) as caught:
                 check_request(family, kind, parse_request(values))
             assert caught.value.field in (name, "guidance_start")
-            assert usable(family, kind, values) == {key: kept for key, kept in values.items() if key != name}
+            shown = greyed(family, kind)["image" if GIVEN[task] else "none"]
+            dropped = name if name in shown else None  # what is not shown as switched off is refused
+            assert usable(family, kind, values) == {key: kept for key, kept in values.items() if key != dropped}
         else:
             check_request(family, kind, parse_request(values))
             assert usable(family, kind, values) == values

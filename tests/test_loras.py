@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,12 @@ def random_lora(pipe: StableDiffusionPipeline, seed: int, rank: int = 4) -> dict
     return made
 
 
+def oldest(key: str) -> str:
+    """Name a key as diffusers did when LoRA were attention processors."""
+    name = re.sub(r"\.to_(q|k|v|out)(?:\.0)?\.lora_([AB])", r".processor.to_\1_lora.\2", key)
+    return name.replace("_lora.A", "_lora.down").replace("_lora.B", "_lora.up")
+
+
 def to_kohya(state: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """Write a LoRA as kohya's scripts do, which know the text encoder as it was before transformers 5.6."""
     made = {}
@@ -81,6 +89,12 @@ def folder(pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFacto
             if "unet" in key
         },
         loras / "old.safetensors",
+    )
+    save_file({oldest(key): one for key, one in both.items() if "unet" in key}, loras / "oldest.safetensors")
+    default = {"lora_A": "lora_A.default", "lora_B": "lora_B.default"}
+    save_file(
+        {re.sub("lora_[AB]", lambda found: default[found[0]], key): one for key, one in both.items() if "unet" in key},
+        loras / "default.safetensors",
     )
     save_file(
         {key.removeprefix("unet."): one for key, one in both.items() if "unet" in key}, loras / "peft.safetensors"
@@ -183,7 +197,7 @@ def test_every_layout_is_the_same_lora(draw: Draw) -> None:
     both, unet = draw(**SMALL, loras=stack(("both", 0.5))), draw(**SMALL, loras=stack(("unet", 0.5)))
     assert both.pictures != unet.pictures
     assert draw(**SMALL, loras=stack(("kohya", 0.5))).pictures == both.pictures
-    for name in ("old", "peft", "peft2"):
+    for name in ("old", "oldest", "default", "peft", "peft2"):
         assert draw(**SMALL, loras=stack((name, 0.5))).pictures == unet.pictures, name
     half = pixels(draw(**SMALL, loras=stack(("half", 1.0)))).astype(int)  # alpha is half of the rank
     assert np.abs(half - pixels(both)).max() <= 1
@@ -338,12 +352,65 @@ def test_each_family_takes_its_own_loras(engine: Any, blobs: BlobStore, families
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
 def test_another_family_s_lora_is_refused_by_name(families: Library, name: str) -> None:
-    for other in {"sdxl", "sd3", "flux"} - {name}:
+    alike = {"flux": "sd3"}.get(name)  # the tiny ones are 32 wide, both; the real ones 1536 or 2432, and 3072
+    for other in {"sdxl", "sd3", "flux"} - {name, alike}:
         wanted = parse_request({"model": name, "width": 64, "height": 64, "loras": stack((f"for-{other}", 1.0))})
         with pytest.raises(
             InvalidRequest, match=rf"for-{other}' does not fit model='{name}': it was made for another family"
         ):
             families.parts_of(families.resolve(wanted, 1)[0])
+
+
+def test_a_file_that_lies_twice_and_a_name_that_two_have(draw: Draw, folder: Path) -> None:
+    for place in ("twin", "other"):
+        (folder / "loras" / place).mkdir(exist_ok=True)
+        (folder / "loras" / place / "same.safetensors").write_bytes(
+            (folder / "loras" / "bluer.safetensors").read_bytes()
+        )
+    with pytest.raises(InvalidRequest, match="twin/same' and 'other/same' are the same file; give it once"):
+        draw(**SMALL, loras=stack(("other/same", 1.0), ("twin/same", 0.5)))
+    with pytest.raises(InvalidRequest, match=r"could be (twin|other)/same or (twin|other)/same; write which"):
+        draw(**SMALL, loras=stack(("same", 1.0)))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[1]",
+        "no json",
+        json.dumps({"unet.alpha_pattern": "x"}),
+        json.dumps({"unet.lora_alpha": "much"}),
+    ],
+)
+def test_metadata_that_no_tool_writes_is_told(
+    draw: Draw, folder: Path, pipe: StableDiffusionPipeline, told: str
+) -> None:
+    path = folder / "loras" / f"odd-{hashlib.sha256(told.encode()).hexdigest()[:8]}.safetensors"
+    save_file(random_lora(pipe, 9), path, metadata={"lora_adapter_metadata": told})
+    with pytest.raises(ModelError, match="could not be read"):
+        draw(**SMALL, loras=stack((path.stem, 1.0)))
+
+
+def test_diffusers_metadata_says_the_scale(draw: Draw, folder: Path, pipe: StableDiffusionPipeline) -> None:
+    """Rank 4 and alpha 2 of the denoiser, of which one module has alpha 8; the text encoder's is not told: its rank."""
+    state = random_lora(pipe, 1)
+    told = {"unet.lora_alpha": 2, "unet.r": 4, "unet.alpha_pattern": {"mid_block.attentions.0.proj_out": 8}}
+    save_file(state, folder / "loras" / "alpha.safetensors", metadata={"lora_adapter_metadata": json.dumps(told)})
+    halves = {key: one / 2 if "lora_B" in key and key.startswith("unet") else one for key, one in state.items()}
+    save_file(halves, folder / "loras" / "halves.safetensors")
+    assert draw(**SMALL, loras=stack(("alpha", 0.8))).pictures == draw(**SMALL, loras=stack(("halves", 0.8))).pictures
+
+
+def test_weights_without_a_place_are_told(draw: Draw, folder: Path, pipe: StableDiffusionPipeline) -> None:
+    more = {"unet.nowhere.lora_A.weight": torch.zeros(2, 3), "unet.nowhere.lora_B.weight": torch.zeros(3, 2)}
+    save_file(random_lora(pipe, 1) | more, folder / "loras" / "more.safetensors")
+    made = draw(**SMALL, loras=stack(("more", 0.5)))
+    assert (
+        made.records[0]
+        .notes[0]
+        .startswith("2 of 122 weights of the LoRA more have no place here, such as unet.nowhere")
+    )
+    assert made.pictures == draw(**SMALL, loras=stack(("both", 0.5))).pictures
 
 
 def damaged(state: dict[str, torch.Tensor], kind: str, seed: int, path: Path) -> None:
@@ -359,6 +426,13 @@ def damaged(state: dict[str, torch.Tensor], kind: str, seed: int, path: Path) ->
         made[key] = one.flatten()
     elif kind == "number":
         made[key] = one * torch.where(torch.rand(one.shape) < 0.1, rng.choice((float("nan"), float("inf"))), 1.0)
+    elif kind == "flat B":
+        made[key.replace("lora_A", "lora_B")] = one.flatten().clone()
+    elif kind == "no rank":
+        made[key], made[key.replace("lora_A", "lora_B")] = (
+            one[:0].clone(),
+            made[key.replace("lora_A", "lora_B")][:, :0].clone(),
+        )
     elif kind == "integers":
         made[key] = one.int()
     elif kind == "strangers":
@@ -380,11 +454,25 @@ def damaged(state: dict[str, torch.Tensor], kind: str, seed: int, path: Path) ->
     path.write_bytes(bytes(data))
 
 
-DAMAGE = ("integers", "rank", "width", "flat", "number", "strangers", "halves", "cut", "bit", "pickle", "huge header")
+DAMAGE = (
+    "flat B",
+    "no rank",
+    "integers",
+    "rank",
+    "width",
+    "flat",
+    "number",
+    "strangers",
+    "halves",
+    "cut",
+    "bit",
+    "pickle",
+    "huge header",
+)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_sixty_six_damaged_files_are_sentences_and_the_model_is_unharmed(
+def test_78_damaged_files_are_sentences_and_the_model_is_unharmed(
     draw: Draw, engine: Any, folder: Path, pipe: StableDiffusionPipeline, kind: str
 ) -> None:
     values = SMALL | {"num_inference_steps": 1}

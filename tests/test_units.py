@@ -318,6 +318,14 @@ def test_the_shipped_controlnet_follows_edges(tmp_path: Path) -> None:
     assert min(results["colour"], results["background"]) == 1
 
 
+def test_the_shipped_t2i_adapter_follows_edges_more_loosely(tmp_path: Path) -> None:
+    results = scores(followed(8, "t2i", tmp_path), "t2i")
+    plain = scores(followed(8, "t2i", tmp_path, on=False), "t2i")
+    assert results["edge_f"] >= 0.65
+    assert plain["edge_f"] <= 0.5
+    assert min(results["colour"], results["background"]) == 1
+
+
 def test_the_shipped_ip_adapter_shows_what_its_picture_shows(tmp_path: Path) -> None:
     results = scores(followed(8, "ip", tmp_path), "ip")
     plain = scores(followed(8, "ip", tmp_path, on=False), "ip")

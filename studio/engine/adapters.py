@@ -97,10 +97,11 @@ class AdapterManager:
 
     def _add(self, pipe: Any, part: PartRef, name: str, notice: Callable[[str], None]) -> None:
         """Load one LoRA beside a model's weights, or nothing of it."""
-        state, left_out = fitting(pipe, read_lora(pipe, part), part.id)
-        if left_out:
+        read = read_lora(pipe, part)
+        state = fitting(pipe, read, part.id)
+        if left_out := sorted(set(read) - set(state)):
             notice(
-                f"{left_out} of {left_out + len(state) // 2} layers of the LoRA {part.id} fit nothing in this model."
+                f"{len(left_out)} of {len(read)} weights of the LoRA {part.id} have no place here, such as {left_out[0]}."
             )
         try:
             pipe.load_lora_weights({key: one.to(self._device.dtype) for key, one in state.items()}, adapter_name=name)
@@ -139,19 +140,20 @@ class Surroundings:
     def switch_on(self, specs: dict[str, LoraSpec]) -> None:
         """Let LoRA (PEFT's name -> how strongly) count, and no others."""
         for words, layer in self._layers:
-            here = [name for name in specs if name in layer.scaling]
+            weights = {name: spec.words_weight if words else spec.weight for name, spec in specs.items()}
+            here = [name for name, weight in weights.items() if weight and name in layer.scaling]
             if layer.active_adapters != here:
                 layer.set_adapter(here, inference_mode=True)
             for name in here:
-                spec = specs[name]
-                own = spec.text_encoder_weight if words else None
-                layer.set_scale(name, spec.weight if own is None else own)
-            layer.enable_adapters(bool(here))
+                layer.set_scale(name, weights[name])
+            if layer.disable_adapters == bool(here):
+                layer.enable_adapters(bool(here))
 
     def switch_off(self) -> None:
         """Let the model's own layers speak alone."""
         for _, layer in self._layers:
-            layer.enable_adapters(False)
+            if not layer.disable_adapters:
+                layer.enable_adapters(False)
 
 
 def read_lora(pipe: Any, part: PartRef) -> State:
@@ -174,16 +176,17 @@ def read_lora(pipe: Any, part: PartRef) -> State:
         network = denoiser(pipe)
         more = {"unet_config": network.config} if hasattr(pipe, "unet") else {"return_alphas": True}
         answer = type(pipe).lora_state_dict(state, **more)
+        state, alphas = answer[:2] if isinstance(answer, tuple) else (answer, None)
+        state = {peft_key(key): one for key, one in state.items()}
+        prefix = "unet" if hasattr(pipe, "unet") else "transformer"
+        if not any(key.startswith((prefix, "text_encoder")) for key in state):  # PEFT's own files name no network
+            state = {f"{prefix}.{key}": one for key, one in state.items()}
+        state = scaled(state, {peft_key(key): alpha for key, alpha in (alphas or {}).items()}, told)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"LoRA {part.id} could not be read: {first_line(error)}; copy it again") from error
-    state, alphas = answer[:2] if isinstance(answer, tuple) else (answer, None)
-    state = {peft_key(key): one for key, one in state.items()}
-    prefix = "unet" if hasattr(pipe, "unet") else "transformer"
-    if not any(key.startswith((prefix, "text_encoder")) for key in state):  # PEFT's own files name no network
-        state = {f"{prefix}.{key}": one for key, one in state.items()}
-    return scaled(state, {peft_key(key): alpha for key, alpha in (alphas or {}).items()}, told)
+    return state
 
 
 def peft_key(key: str) -> str:
@@ -193,7 +196,8 @@ def peft_key(key: str) -> str:
         name = f"{found[1]}_proj" if key.startswith("text_encoder") else f"to_{found[1]}"
         return f".{name.replace('to_out', 'to_out.0')}.lora_{LETTERS[found[2]]}"
 
-    return KEY.sub(lambda found: f".lora_{LETTERS[found[1]]}", OLD_KEY.sub(old, key))
+    plain = key.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
+    return KEY.sub(lambda found: f".lora_{LETTERS[found[1]]}", OLD_KEY.sub(old, plain))
 
 
 def _sound(weight: torch.Tensor) -> bool:
@@ -226,9 +230,7 @@ def scaled(state: State, alphas: dict[str, float], told: dict[str, Any]) -> Stat
             key.removeprefix(f"{network}."): value for key, value in told.items() if key.startswith(f"{network}.")
         }
         pattern = config.get("alpha_pattern") or {}
-        usual = next(
-            (own for end, own in pattern.items() if re.search(rf"(^|\.){end}$", name)), config.get("lora_alpha")
-        )
+        usual = next((own for end, own in pattern.items() if name.endswith(f".{end}")), config.get("lora_alpha"))
         alpha = alphas.get(f"{layer.down}.alpha", usual)
         scale = 1.0 if alpha is None else float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
         if scale != 1:
@@ -236,8 +238,8 @@ def scaled(state: State, alphas: dict[str, float], told: dict[str, Any]) -> Stat
     return made
 
 
-def fitting(pipe: Any, state: State, name: str) -> tuple[State, int]:
-    """Return the weights of a LoRA that belong to a module of the pipeline, and how many layers do not.
+def fitting(pipe: Any, state: State, name: str) -> State:
+    """Return the weights of a LoRA that belong to a module of the pipeline.
 
     Raises:
         ModelError: if none does, or one has another size.
@@ -251,9 +253,10 @@ def fitting(pipe: Any, state: State, name: str) -> tuple[State, int]:
             continue
         wanted = tuple(module.weight.shape)
         up, down = state[layer.up], state[layer.down]
+        if up.ndim < 2 or up.ndim != down.ndim or up.shape[1] != len(down) or not len(down):
+            sizes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+            raise ModelError(f"LoRA {name} is damaged: the sizes {sizes} of {path} do not fit together; copy it again")
         found = (len(up), *down.shape[1:])
-        if up.shape[1] != len(down):
-            raise ModelError(f"LoRA {name} is damaged: {path} has rank {len(down)} and {up.shape[1]}; copy it again")
         if found != wanted:
             raise ModelError(
                 f"LoRA {name} was trained for another model: {path} is {found} there and {wanted} here; choose one of its kind"
@@ -263,7 +266,7 @@ def fitting(pipe: Any, state: State, name: str) -> tuple[State, int]:
         raise ModelError(
             f"LoRA {name} fits nothing in this model: none of its {len(layers)} layers is here; choose another"
         )
-    return kept, len(layers) - len(layers_of(kept))
+    return kept
 
 
 def _module(network: Any, path: str) -> Any:

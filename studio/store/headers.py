@@ -47,12 +47,20 @@ def safetensors_problem(path: Path) -> str | None:
             return "is no safetensors file (a pickle or a page that was saved instead?)"
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for entry in entries]
+            if not isinstance(header.get("__metadata__", {}), dict) or not all(map(_has_shape, entries)):
+                return "has a damaged header"
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return "has a damaged header"
     if 8 + length + max(ends, default=0) != size:
         return f"is cut off: {size:,} of {8 + length + max(ends, default=0):,} bytes"
     return None
+
+
+def _has_shape(entry: dict[str, Any]) -> bool:
+    shape = entry.get("shape")
+    return isinstance(shape, list) and all(isinstance(side, int) and side >= 0 for side in shape)
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:

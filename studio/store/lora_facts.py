@@ -1,6 +1,7 @@
 """What a LoRA's file says about itself: our own metadata, kohya's `ss_*`, the Stability model spec's. Headers only."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _trigger_words(told: dict[str, str]) -> tuple[str, ...]:
         if isinstance(counts, dict):
             tags.update({tag.strip(): int(number) for tag, number in counts.items() if isinstance(number, int)})
     most = tags.most_common(1)[0][1] if tags else 0
-    return tuple(tag for tag, number in tags.most_common(WORDS_MAX) if tag and number >= most / 2)
+    return tuple(tag for tag, number in tags.most_common(WORDS_MAX) if tag and 2 * number >= most)
 
 
 def _trained(told: dict[str, str]) -> str:
@@ -94,12 +95,13 @@ def _trained(told: dict[str, str]) -> str:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -49,9 +49,17 @@ class PartLibrary:
     def __init__(self, roots: tuple[Path, ...], hashes: Hashes) -> None:
         self.roots, self._hashes = roots, hashes
         self._named: dict[tuple[str, str], Path] = {}
+        self._read: dict[tuple[str, Path], tuple[tuple[int, int], Part | None]] = {}
 
     def add_file(self, kind: str, name: str, path: Path) -> None:
-        """Take in a file that lies elsewhere, under a name of its own."""
+        """Take in a file that lies elsewhere, under a name of its own.
+
+        Raises:
+            InvalidRequest: if another one has that name.
+        """
+        taken = {part.id: part.path for part in self.parts(kind)}.get(name, path)
+        if taken.resolve() != path.resolve():
+            raise InvalidRequest(f"{kind}s", f"{path} and {taken} would both be called {name!r}; rename the first")
         self._named[kind, name] = path
 
     def parts(self, kind: str) -> list[Part]:
@@ -60,12 +68,22 @@ class PartLibrary:
         for folder in (root / name for root in self.roots for name in KINDS[kind].folders):
             for path in sorted(_entries(folder, KINDS[kind].deep)) if folder.is_dir() else ():
                 name = path.relative_to(folder).as_posix().removesuffix(".safetensors")
-                if name not in found and (part := READERS[kind](kind, name, path)):
+                if name not in found and (part := self._part(kind, name, path)):
                     found[name] = part
         for (its_kind, name), path in self._named.items():
-            if its_kind == kind and (part := READERS[kind](kind, name, path)):
+            if its_kind == kind and (part := self._part(kind, name, path)):
                 found[name] = part
         return list(found.values())
+
+    def _part(self, kind: str, name: str, path: Path) -> Part | None:
+        """Read a part, or remember it if it is a file that did not change."""
+        if not path.is_file():
+            return READERS[kind](kind, name, path)
+        stat = path.stat()
+        facts = stat.st_size, stat.st_mtime_ns
+        if self._read.get((kind, path), (None,))[0] != facts:
+            self._read[kind, path] = facts, READERS[kind](kind, name, path)
+        return self._read[kind, path][1]
 
     def get(self, kind: str, part_id: str, field: str) -> Part:
         """Find a usable part.
@@ -76,6 +94,8 @@ class PartLibrary:
         parts = {part.id: part for part in self.parts(kind)}
         pickled = [part.id for part in parts.values() if part.problem and part.path.stem == part_id]
         below = [name for name in parts if kind == "lora" and name.rpartition("/")[2] == part_id]  # as A1111 calls it
+        if len(below) > 1 and part_id not in parts:
+            raise InvalidRequest(field, f"{field}={part_id!r} could be {' or '.join(below)}; write which")
         part_id = part_id if part_id in parts else next(iter([*pickled, *below]), part_id)
         if part_id not in parts:
             names = (
@@ -115,7 +135,10 @@ class PartLibrary:
             part = self.get(kind, name, field)
             if problem := shape_problem(part, shape):
                 raise InvalidRequest(field, f"{field}={name!r} does not fit model={request.model!r}: {problem}")
-            found[kind, part.id] = self.reference(part)
+            found[kind, part.id] = one = self.reference(part)
+            same = [other.id for other in found.values() if other.sha256 == one.sha256 and other.id != one.id]
+            if kind == "lora" and same:
+                raise InvalidRequest(field, f"{field}={name!r} and {same[0]!r} are the same file; give it once")
         if vae := self.vae_of(request.vae, request.model, shape) if not request.only_enlarges else None:
             found["vae", vae.id] = vae
         if uses_model(request):
@@ -359,6 +382,8 @@ def _read_lora(kind: str, name: str, path: Path) -> Part | None:
     if not path.is_file():
         return None
     try:
+        if ":" in name:
+            raise ModelError("its name has a colon, which a prompt cannot say (<lora:name:1>); rename the file")
         return Part(kind, name, path, trained_for(_shapes(path)))
     except ModelError as error:
         return Part(kind, name, path, {}, problem=str(error))

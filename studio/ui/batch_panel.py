@@ -97,8 +97,8 @@ class BatchPanel:
         units = {name: values.pop(name) for panel in self._panels for name in panel.inputs}
         plain = from_page(GenerationRequest, values)
         parse_request(plain | dict.fromkeys(EXTENSIONS, 0))
-        plain = self._services.library.usable(plain | {"image": "given"})
-        parse_request(plain)  # before a picture is stored
+        plain = self._services.library.usable(plain)  # what is switched off while the form itself holds no picture
+        parse_request(plain | {"image": "given"})  # before a picture is stored
         for panel in self._panels:
             plain |= panel.taken(units)
         dispatcher, jobs, refused = self._services.dispatcher, [], []

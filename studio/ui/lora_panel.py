@@ -57,6 +57,7 @@ class LoraPanel:
                         scale=3,
                         min_width=160,
                         elem_id=f"lora{place}-name",
+                        allow_custom_value=True,
                     )
                     self.inputs[f"lora{place}_weight"] = gr.Slider(
                         -WEIGHT_SHOWN, WEIGHT_SHOWN, 1.0, step=0.05, label=TEXT["lora.weight"], scale=3, min_width=160
@@ -120,7 +121,8 @@ class LoraPanel:
     def suggest(self, name: str) -> Any:
         """Return the weight that a LoRA's maker recommends."""
         facts = self._known([name]).get(name)
-        return 1.0 if facts is None or facts.recommended_weight is None else facts.recommended_weight
+        told = facts.recommended_weight if facts else None
+        return told if told is not None and abs(told) <= WEIGHT_SHOWN else 1.0
 
     def shown(self, *chosen: str) -> list[Any]:
         """Show a row more than are in use, and what is known of the chosen ones."""
@@ -150,7 +152,8 @@ class LoraPanel:
         name, _, rest = field.partition(".")
         if name != "loras" or not rest:
             return field
-        return f"lora{_used(values)[int(rest.partition('.')[0])]}"
+        used, number = _used(values), int(rest.partition(".")[0])
+        return f"lora{used[number]}" if number < len(used) else "prompt"  # its tags come after the rows
 
     def filled(self, loras: list[dict[str, Any]]) -> tuple[list[Any], str, list[str]]:
         """Show a request's LoRA.

@@ -70,6 +70,7 @@ window.studio = (() => {
     const form = Object.fromEntries(names.map((name, i) => [name, values[i]]));
     store.set("studio-form", form);
     markGroups(form);
+    fit();
   }
 
   // A closed accordion tells that something inside is not as usual: `usual` is {group: {field: value}}, set by the page.
@@ -89,7 +90,11 @@ window.studio = (() => {
   function fit(text) {
     if (text) fits = JSON.parse(text);
     const editor = $("#field-image");
-    const off = fits[editor && !$(".empty", editor) ? "image" : "none"] || {};
+    const pictured = editor && !$(".empty", editor);
+    const off = { ...fits[pictured ? "image" : "none"] };
+    if (pictured && store.get("studio-form")?.strength === 0) {  // nothing is drawn: the picture may be made larger
+      for (const name of Object.keys(off)) if (name.startsWith("hires_")) delete off[name];
+    }
     for (const node of document.querySelectorAll(".st-barred")) {
       if (node.id.slice("field-".length) in off) continue;
       node.inert = false;

@@ -42,7 +42,10 @@ def build_png_info(generate: GenerateTab, tabs: gr.Tabs) -> None:
         return describe(found), found.values, gr.update(interactive=bool(found.values))
 
     def send_values(found: dict[str, Any]) -> list[Any]:
-        return [*generate.form_values(found, pictures=not generate.public)[0], gr.Tabs(selected="generate")]
+        shown, notes = generate.form_values(found, pictures=not generate.public)
+        if notes:
+            gr.Info(" ".join(notes))
+        return [*shown, gr.Tabs(selected="generate")]
 
     picture.change(read, [picture], [text, values, send], **private)
     send.click(send_values, [values], [*generate.filled, tabs], **private)
