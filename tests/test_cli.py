@@ -15,6 +15,7 @@ import pytest
 from studio.__main__ import main
 from studio.doctor import examine, judge_device, without_secrets, write_bundle
 from studio.settings import ROOT, Settings, read_settings
+from studio.store.library import Library
 from studio.store.metadata import read_picture
 from tests.conftest import MODELS
 
@@ -229,25 +230,45 @@ REPLAYED: dict[str, dict[str, Any]] = {
     "enlarged": {"image": "p.png", "strength": 0, "hires_scale": 2, "hires_upscaler": "lanczos"},
     "own noise in a batch": {"scheduler": "DPM++ SDE", "num_images_per_prompt": 2, "batch_size": 2},
     "words that change": {"prompt": "a [red:blue:0.5] (circle:1.2)"},
+    "T2I-Adapter": {"t2i_adapters": [{"model": "shapes-canny-t2i", "image": "p.png", "preprocessor": "canny"}]},
+    "IP-Adapter": {"ip_adapters": [{"model": "shapes-ip", "images": ["p.png", "q.png"]}]},
+    "LoRA": {"loras": [{"name": "red-to-blue", "weight": 0.5}]},
+    "everything": {
+        "loras": [{"name": "red-to-blue"}],
+        "controls": [{"model": "shapes-canny", "image": "p.png", "preprocessor": "canny", "end": 0.8}],
+        "t2i_adapters": [{"model": "shapes-canny-t2i", "image": "p.png", "preprocessor": "canny", "weight": 0.5}],
+        "ip_adapters": [{"model": "shapes-ip", "images": ["q.png"], "scale": 0.3}],
+        "hires_scale": 1.25,
+    },
+    "PAG": {"pag_scale": 3.0},
+    "guidance interval": {"guidance_start": 0.2, "guidance_end": 0.8, "guidance_rescale": 0.5},
+    "depth": {"model": "depth", "image": "p.png", "width": 64, "height": 64},
+    "refiner": {"model": "sdxl", "refiner": "sdxl-refiner", "width": 64, "height": 64},
 }
 
 
-def test_pictures_of_every_task_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_of_every_task_are_made_again(
+    tmp_path: Path, tiny_library: Library, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image, ImageDraw
 
     picture, mask = Image.new("RGB", (128, 128), "blue"), Image.new("L", (128, 128), 0)
     ImageDraw.Draw(picture).ellipse((40, 40, 90, 90), "red")
     ImageDraw.Draw(mask).rectangle((32, 32, 96, 96), 255)
     picture.save(tmp_path / "p.png")
+    Image.new("RGB", (96, 64), "yellow").save(tmp_path / "q.png")
+    flags = ["--extra-models", str(tiny_library.folders[0])]
     mask.save(tmp_path / "m.png")
     requests = write_request(
         tmp_path, *({"prompt": PROMPT, "seed": 4, "num_inference_steps": 3} | values for values in REPLAYED.values())
     )
-    assert main(["generate", "--request", requests, "--out", str(tmp_path / "out")]) == 0
+    assert main([*flags, "generate", "--request", requests, "--out", str(tmp_path / "out")]) == 0
     made = lines(capsys)
     assert {line["request"] for line in made} == set(range(len(REPLAYED)))
     for line in made:
-        assert main(["replay", line["path"], "--out", str(tmp_path / "again")]) == 0, list(REPLAYED)[line["request"]]
+        assert main([*flags, "replay", line["path"], "--out", str(tmp_path / "again")]) == 0, list(REPLAYED)[
+            line["request"]
+        ]
         assert capsys.readouterr().out == "identical\n"
 
 

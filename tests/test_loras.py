@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks.shapes.judge import judge
+from benchmarks.shapes.product import PRESETS
 from benchmarks.shapes.recolour import recolouring
+from benchmarks.shapes.render import render
 from benchmarks.shapes.score import load
+from benchmarks.shapes.world import Scene, Thing
 from studio.errors import InvalidRequest, ModelError, StudioError
 from studio.loras import LoraSpec, tag_of, take_tags
 from studio.spec import parse_request
-from studio.store.blobs import BlobStore
+from studio.store.blobs import BlobStore, encode
 from studio.store.library import Library
 from tests.conftest import MODELS, Made, drawer
 from tests.conftest import pixels as decoded
@@ -371,6 +375,20 @@ def test_a_file_that_lies_twice_and_a_name_that_two_have(draw: Draw, folder: Pat
         draw(**SMALL, loras=stack(("other/same", 1.0), ("twin/same", 0.5)))
     with pytest.raises(InvalidRequest, match=r"could be (twin|other)/same or (twin|other)/same; write which"):
         draw(**SMALL, loras=stack(("same", 1.0)))
+
+
+def test_a_lora_goes_with_every_unit(engine: Any, blobs: BlobStore) -> None:
+    """The word becomes blue, the place is the control picture's."""
+    run = drawer(engine, Library((MODELS,), part_roots=(PRESETS,)), blobs)
+    scene = Scene((Thing("white", "circle", 0.3, 0.3, 0.2),), "black")
+    control = encode(Image.fromarray(render(scene, random.Random(1))))
+    for field, model in (("controls", "shapes-canny"), ("t2i_adapters", "shapes-canny-t2i")):
+        unit = {"model": model, "image": control, "preprocessor": "canny"}
+        values = SMALL | {"num_inference_steps": 12, "loras": stack(("red-to-blue", 1.0)), field: [unit]}
+        seen = judge(pixels(run(**values)))
+        assert (seen.things[0].colour, seen.background) == ("blue", "yellow")
+        assert abs(seen.things[0].x - 0.3) < 0.08
+        assert abs(seen.things[0].y - 0.3) < 0.08
 
 
 @pytest.mark.parametrize(
