@@ -435,7 +435,7 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_the_forms_controls_are_the_requests_fields() -> None:
     groups = {facts_of(field).get("group") for field in GenerationRequest.model_fields.values()}
     listed = [name for group in sorted(map(str, groups)) for name in fields_of(GenerationRequest, group)]
-    assert sorted([*listed, *IMAGE_FIELDS, *UNIT_FIELDS]) == sorted(GenerationRequest.model_fields)
+    assert sorted([*listed, "loras", *IMAGE_FIELDS, *UNIT_FIELDS]) == sorted(GenerationRequest.model_fields)
     control = build_control(GenerationRequest, "num_inference_steps", 20)
     assert (control.minimum, control.maximum, control.value) == (1, 150, 20)  # type: ignore[attr-defined]
     clip = build_control(GenerationRequest, "clip_skip", 0)
