@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from studio.executors.base import open_engine
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
 from studio.plot_command import add_flags
-from studio.records import ImageRecord, Job
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
@@ -26,8 +24,6 @@ from studio.store.library import Library
 from studio.units import IMAGE_FIELDS, pictures_of
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from studio.drawing import Drawing
 
 DONE, FAILED, INVALID, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -192,6 +188,8 @@ def xyz(settings: Settings, flags: argparse.Namespace) -> int:
         BlobStore(flags.out / "blobs"),
     )
     if is_picture(flags.request):  # a grid names the pictures of its base by their content
+        from studio.replaying import blob_finder
+
         load = blob_finder(flags.request, settings, flags.out)
         for name, reference in pictures_of(spec.base).items():
             load(reference, name)
@@ -207,6 +205,7 @@ def xyz(settings: Settings, flags: argparse.Namespace) -> int:
 def replay(settings: Settings, flags: argparse.Namespace) -> int:
     """`replay`: make the same picture again; `identical`, or one line a difference."""
     from studio.plots import grid_sentence
+    from studio.replaying import blob_finder, pixel_difference, remake
     from studio.store.metadata import read_picture
 
     if not flags.image.is_file():
@@ -244,61 +243,6 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
     pixels = pixel_difference(flags.image, made)
     print("\n".join([pixels, *lines] if pixels else ["identical"]))
     return DIFFERENT if pixels else DONE
-
-
-def blob_finder(image: Path, settings: Settings, out: Path) -> Callable[[str, str], "Image.Image"]:
-    """Return what opens the pictures that a PNG was made from, and keeps them beside its replay.
-
-    They are looked for in `blobs` beside the file and up to three folders above it, then in the data root.
-    """
-    folders = [*(folder / "blobs" for folder in image.resolve().parents[:4]), settings.data_dir / "blobs"]
-    stores, kept = [BlobStore(folder) for folder in folders if folder.is_dir()], BlobStore(out / "blobs")
-
-    def load(reference: str, field: str) -> "Image.Image":
-        for store in stores:
-            if store.has(reference):
-                kept.add(store.path(reference, field), field)
-                return store.open(reference, field)
-        raise InvalidRequest(field, f"{field}={reference[:17]}… is in none of: {', '.join(map(str, folders))}")
-
-    return load
-
-
-def remake(engine: Any, record: ImageRecord, load_image: Callable[[str, str], "Image.Image"], out: Path) -> Path:
-    """Make a record's picture again, with its model and parts, in the group that it was made in; return its path."""
-    from studio.engine.engine import Watch
-    from studio.store.gallery import save_picture
-    from studio.store.jobs import new_job_id
-
-    request, made = record.request, []
-    first = record.index // request.batch_size * request.batch_size
-    number = min(request.batch_size, request.num_images_per_prompt - first)
-    seed = "variation_seed" if request.variation_strength else "seed"  # what tells a job's pictures apart
-    group = request.model_copy(update={seed: getattr(request, seed) + first, "num_images_per_prompt": number})
-
-    def commit(png: bytes, new: ImageRecord) -> str:
-        if new.index == record.index - first:
-            new = new.model_copy(update={"request": request, "index": record.index})
-            made.append(save_picture(out, new.id, png, new))
-        return ""
-
-    job = Job(id=new_job_id(), request=group, model=record.model, parts=record.parts)
-    engine.generate(job, load_image, commit, Watch(lambda event: None, lambda: ""))
-    return made[0]
-
-
-def pixel_difference(first: Path, second: Path) -> str:
-    """Compare two pictures; return "" if every pixel is the same, else one line."""
-    from PIL import Image, ImageChops
-
-    with Image.open(first) as one, Image.open(second) as other:
-        if one.size != other.size:
-            return f"pixels: {one.size} then, {other.size} now"
-        difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
-        if difference.getbbox() is None:
-            return ""
-        worst = max(difference.tobytes())
-        return f"pixels: differ by at most {worst} of 255 levels"
 
 
 def show(rows: list[dict[str, Any]], as_json: bool) -> int:
