@@ -310,18 +310,11 @@ def test_an_ip_adapter_without_its_encoder_is_refused(library: Library, networks
         library.parts.get("ip_adapter", "blind", "ip_adapters.0.model")
 
 
-def test_the_shipped_controlnet_follows_edges(tmp_path: Path) -> None:
-    results = scores(followed(8, "controlnet", tmp_path), "controlnet")
-    plain = scores(followed(8, "controlnet", tmp_path, on=False), "controlnet")
-    assert results["edge_f"] >= 0.8
-    assert plain["edge_f"] <= 0.5
-    assert min(results["colour"], results["background"]) == 1
-
-
-def test_the_shipped_t2i_adapter_follows_edges_more_loosely(tmp_path: Path) -> None:
-    results = scores(followed(8, "t2i", tmp_path), "t2i")
-    plain = scores(followed(8, "t2i", tmp_path, on=False), "t2i")
-    assert results["edge_f"] >= 0.65
+@pytest.mark.parametrize(("kind", "least"), [("controlnet", 0.8), ("t2i", 0.65)])
+def test_the_shipped_units_follow_edges(tmp_path: Path, kind: str, least: float) -> None:
+    results = scores(followed(8, kind, tmp_path), kind)
+    plain = scores(followed(8, kind, tmp_path, on=False), kind)
+    assert results["edge_f"] >= least
     assert plain["edge_f"] <= 0.5
     assert min(results["colour"], results["background"]) == 1
 

@@ -6,7 +6,6 @@ costs no loading; while none is at work those layers hand on what the model's ow
 
 import contextlib
 import json
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,6 @@ from studio.engine.pipelines import first_line, quiet_libraries
 from studio.errors import ModelError
 from studio.loras import LoraSpec
 from studio.records import PartRef
-
-logger = logging.getLogger(__name__)
 
 KEPT = 8  # LoRA that stay beside a model
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # what the keys of a layer's two matrices end with
@@ -120,7 +117,7 @@ class AdapterManager:
 class Surroundings:
     """The LoRA around one model's layers: content's hash -> PEFT's name, the last used at the end.
 
-    diffusers looks for the layers anew at each change; finding them once makes it five times as fast.
+    diffusers looks for the layers anew at each change; here they are found once.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,6 @@ class LoraPanel:
         self._services = services
         self.inputs: dict[str, Any] = {}
         self._rows: list[Any] = []
-        self._facts: list[Any] = []
 
     @property
     def usual(self) -> dict[str, Any]:
