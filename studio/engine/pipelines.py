@@ -133,27 +133,7 @@ class PipelineManager:
         raise AssertionError
 
     def _load(self, model: ModelRef) -> Any:
-        logger.info("loading %s", model.id)
-        quiet_libraries()
-        class_name = next(iter(pipelines_of(model.family, model.kind).values()))
-        pipeline_class = getattr(importlib.import_module("diffusers"), class_name)
-        try:
-            pipe = pipeline_class.from_pretrained(
-                model.path,
-                dtype=self.device.dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **FAMILIES[model.family].load_options,
-            )
-            pipe.to(self.device.place)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"model={model.id!r} could not be loaded: {first_line(error)}; copy the model folder again"
-            ) from error
-        return pipe
+        return load_pipeline(model, self.device.place, self.device.dtype)
 
     def unload(self) -> None:
         """Free all weights."""
@@ -165,6 +145,36 @@ class PipelineManager:
         gc.collect()
         if self.device.place.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def load_pipeline(model: ModelRef, place: torch.device, dtype: torch.dtype) -> Any:
+    """Load a model's usual pipeline with all its weights.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+        torch.OutOfMemoryError: if it does not fit.
+    """
+    logger.info("loading %s", model.id)
+    quiet_libraries()
+    class_name = next(iter(pipelines_of(model.family, model.kind).values()))
+    pipeline_class = getattr(importlib.import_module("diffusers"), class_name)
+    try:
+        pipe = pipeline_class.from_pretrained(
+            model.path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **FAMILIES[model.family].load_options,
+        )
+        pipe.to(place)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model={model.id!r} could not be loaded: {first_line(error)}; copy the model folder again"
+        ) from error
+    return pipe
 
 
 def build_scheduler(config: Any, request: GenerationRequest, seeds: Sequence[int]) -> Any:

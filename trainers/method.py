@@ -1,0 +1,133 @@
+"""What the six methods share: a module whose forward is the loss, so that one wrapper serves every number of processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from studio.spec import GenerationRequest
+from trainers.data import Batch, scaled_latents
+from trainers.denoisers import Told
+from trainers.losses import Process, squared_error
+from trainers.material import Material
+from trainers.models import Parts
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Parameters that learn at one rate."""
+
+    name: str
+    parameters: list[torch.nn.Parameter]
+    learning_rate: float
+
+
+class Method(torch.nn.Module):
+    """One method on one loaded model. Subclasses say what learns, its loss, and how it is saved.
+
+    Attributes:
+        half: whether the model can be loaded in bf16, because what learns is beside it.
+        reads_captions: whether captions are encoded at every step, because what learns is within the text encoders.
+        learns_words: whether gradients go through the text encoders.
+        averaged: how slowly an average of the weights follows them; None keeps none (EMA decay).
+    """
+
+    half: ClassVar[bool] = True
+    reads_captions: ClassVar[bool] = False
+
+    def __init__(self, config: Any, parts: Parts) -> None:
+        super().__init__()
+        self.config, self.parts = config, parts
+        self._processes: dict[tuple[int, ...], Process] = {}
+
+    @property
+    def learns_words(self) -> bool:
+        return False
+
+    @property
+    def averaged(self) -> float | None:
+        return None
+
+    def rates(self) -> list[Rate]:
+        """Return what learns, and how fast; in an order that is always the same."""
+        raise NotImplementedError
+
+    def parameters_by_name(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield what learns under names that a checkpoint keeps."""
+        for rate in self.rates():
+            for number, parameter in enumerate(rate.parameters):
+                yield f"{rate.name}.{number}", parameter
+
+    def prepare(self, material: Material) -> None:
+        """Look at what will be learnt from, before the first step."""
+
+    def step_begins(self, step: int) -> None:
+        """Hear that an update begins."""
+
+    def step_ended(self) -> None:
+        """Hear that the weights were changed."""
+
+    def save(self, folder: Path, name: str, facts: dict[str, str]) -> Path:
+        """Write the weights as they are, in the layout that diffusers loads; return the artifact's path.
+
+        Args:
+            folder: exists.
+            name: of the artifact, without an ending.
+            facts: for the file's metadata.
+        """
+        raise NotImplementedError
+
+    def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
+        """Change a request so that it draws with a saved artifact."""
+        raise NotImplementedError
+
+    def process(self, latents: torch.Tensor) -> Process:
+        """Return the noise for latents of this size."""
+        height, width = (side * self.parts.cell for side in latents.shape[-2:])
+        size = width, height
+        if size not in self._processes:
+            self._processes[size] = self.parts.denoiser.process(self.config, size)
+        return self._processes[size]
+
+    def told(self, batch: Batch) -> Told:
+        """Return what the text encoders say of a batch."""
+        device = self.parts.device.place
+        if batch.told:
+            return {name: one.to(device, self.dtype) for name, one in batch.told.items()}
+        if self.learns_words:
+            return {name: one.to(self.dtype) for name, one in self.parts.encode(batch.captions).items()}
+        with torch.no_grad():
+            return {name: one.to(self.dtype) for name, one in self.parts.encode(batch.captions).items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format in which the denoiser computes."""
+        return torch.bfloat16 if self.config.mixed_precision == "bf16" else torch.float32
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the loss of each picture, (B,)."""
+        noisy, target, times, process = self.noised(batch)
+        made = self.predict(noisy, process.timesteps(times), self.told(batch), batch)
+        return self.judged(made, target, times, process, batch)
+
+    def noised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Process]:
+        """Return noisy latents, what should be said of them, their times, and the process."""
+        device = self.parts.device.place
+        latents = scaled_latents(batch.latents.to(device), self.parts.vae_config).to(self.dtype)
+        noise, process = batch.noise.to(device, self.dtype), self.process(latents)
+        times = process.times(batch.quantiles).to(device)
+        return process.noisy(latents, noise, times), process.target(latents, noise, times), times, process
+
+    def judged(
+        self, made: torch.Tensor, target: torch.Tensor, times: torch.Tensor, process: Process, batch: Batch
+    ) -> torch.Tensor:
+        """Return the weighed squared error of each picture, (B,)."""
+        mask = None if batch.mask is None else batch.mask.to(made.device)
+        error, weights = squared_error(made, target, mask), process.weights(times)
+        return error if weights is None else error * weights
+
+    def predict(self, noisy: torch.Tensor, steps: torch.Tensor, told: Told, batch: Batch) -> torch.Tensor:
+        """Ask the denoiser."""
+        return self.parts.denoiser.predict(self.parts.denoiser.network, noisy, steps, told, batch.frames)

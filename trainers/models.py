@@ -1,0 +1,102 @@
+"""The model that a run begins with: its parts, and what its text encoders say of captions."""
+
+import gc
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.engine.devices import Device
+from studio.engine.pipelines import load_pipeline
+from studio.engine.prompts import ENCODERS
+from studio.families import FAMILIES, ModelFamily
+from studio.records import ModelRef
+from trainers.denoisers import Denoiser, Told, denoiser_of
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_ESCAPED = re.compile(r"\\([()\[\]\\])")
+_SYNTAX = re.compile(r"[()\[\]\\]")
+
+
+@dataclass
+class Parts:
+    """A loaded model.
+
+    Attributes:
+        pipe: its pipeline, never called; the networks are within.
+        reference: what was loaded.
+        denoiser: how its network is asked.
+        device: on which it is.
+        vae_config: of its autoencoder, which may leave memory.
+    """
+
+    pipe: Any
+    reference: ModelRef
+    denoiser: Denoiser
+    device: Device
+    vae_config: Any
+
+    @property
+    def family(self) -> ModelFamily:
+        return FAMILIES[self.reference.family]
+
+    @property
+    def cell(self) -> int:
+        """Pixels a side of one latent."""
+        return 2 ** (len(self.vae_config.block_out_channels) - 1)
+
+    def text_encoders(self) -> dict[str, Any]:
+        """Return the text encoders that are there, by the pipeline's names."""
+        found = {name: getattr(self.pipe, name, None) for name in TEXT_ENCODERS}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def encode(self, captions: list[str]) -> Told:
+        """Encode captions as plain text, all to one length; (B, ...) each.
+
+        An empty one becomes zeros where the model was trained so.
+        """
+        texts = {f"caption {i}": self.plain(caption) for i, caption in enumerate(captions)}
+        rows = ENCODERS[self.family.prompts](self.pipe, self.family, texts, 0)
+        told = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            words = torch.tensor([bool(caption) for caption in captions])
+            for name, one in told.items():
+                told[name] = one * words.to(one).view(-1, *[1] * (one.ndim - 1))
+        return told
+
+    def release(self, *, words: bool, pictures: bool) -> None:
+        """Let encoders whose answers are cached leave memory."""
+        names = [*(TEXT_ENCODERS if words else ()), *(("vae",) if pictures else ())]
+        for name in names:
+            if getattr(self.pipe, name, None) is not None:
+                setattr(self.pipe, name, None)
+        gc.collect()
+        if self.device.place.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def plain(self, caption: str) -> str:
+        r"""Return a caption so that no character of it is prompt syntax; `\(`, as tag sites write, means `(`."""
+        if not self.family.syntax:
+            return caption
+        return _SYNTAX.sub(lambda found: f"\\{found[0]}", _ESCAPED.sub(r"\1", caption))
+
+
+def load_parts(reference: ModelRef, device: Device, dtype: torch.dtype) -> Parts:
+    """Load a model in a number format, frozen.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+        InvalidRequest: if its denoiser cannot be trained.
+    """
+    pipe = load_pipeline(reference, device.place, dtype)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return Parts(pipe, reference, denoiser_of(pipe), device, pipe.vae.config)
+
+
+def cache_folder(data_dir: Path) -> Path:
+    """Return where encoded pictures and captions are kept between runs."""
+    return data_dir / "cache" / "train"

@@ -1,0 +1,97 @@
+"""Samples of a run: drawn from a committed checkpoint by a fresh engine, as Generate draws them, pixel for pixel."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studio.engine.devices import Device
+from studio.engine.engine import Engine, Watch
+from studio.errors import InvalidRequest
+from studio.events import Event, ImageReady
+from studio.records import ImageRecord, Job
+from studio.spec import GenerationRequest, parse_request
+from studio.store import writer
+from studio.store.blobs import BlobStore
+from studio.store.gallery import new_image_id, save_picture, utc_now
+from studio.store.jobs import new_job_id
+from studio.store.library import Library
+from trainers.configs import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Draws a run's sample prompts.
+
+    Args:
+        folder: of the run.
+        library: of the models; a run's own file is added for its time.
+        device: with generation's number format, which need not be training's.
+        tell: hears of pictures and notices.
+    """
+
+    def __init__(self, folder: Path, library: Library, device: Device, tell: Callable[[Event], None]) -> None:
+        self._folder, self._library, self._device, self._tell = folder, library, device, tell
+
+    def prompts(self, config: TrainingConfig) -> list[dict[str, Any]]:
+        """Return what is drawn: `samples.yaml` of the run, which a person may change while it runs; made from the config at first.
+
+        Raises:
+            InvalidRequest: if the file is no list of requests.
+        """
+        path = self._folder / "samples.yaml"
+        if not path.is_file():
+            rows = [
+                {
+                    "prompt": prompt,
+                    "negative_prompt": config.validation_negative_prompt,
+                    "model": config.model,
+                    "seed": config.validation_seed + place,
+                }
+                for place, prompt in enumerate(config.validation_prompts)
+            ]
+            writer.write_file(path, yaml.safe_dump(rows, sort_keys=False, allow_unicode=True).encode())
+        try:
+            rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InvalidRequest(
+                "samples", f"samples.yaml cannot be read: {' '.join(str(error).split())[:200]}"
+            ) from None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InvalidRequest("samples", "samples.yaml must be a list of requests, each with a prompt")
+        return rows
+
+    def draw(
+        self,
+        step: int,
+        rows: list[dict[str, Any]],
+        using: Callable[[GenerationRequest], GenerationRequest],
+    ) -> list[tuple[Path, ImageRecord]]:
+        """Draw every request as `using` changes it; the pictures lie in `samples/`, named by step and place."""
+        out = self._folder / "samples"
+        blobs, engine = BlobStore(out / "blobs"), Engine(self._device, utc_now, new_image_id)
+        made: list[tuple[Path, ImageRecord]] = []
+        try:
+            for place, row in enumerate(rows):
+                request = self._library.with_files(using(parse_request(row)), self._folder)
+                resolved, model = self._library.resolve(request, 0)
+
+                def commit(png: bytes, record: ImageRecord, place: int = place) -> str:
+                    name = f"step-{step:06d}-{place}-{record.index}"
+                    if (out / f"{name}.png").is_file():  # drawn before a crash, from the same checkpoint
+                        return str(out / f"{name}.png")
+                    made.append((save_picture(out, name, png, record), record))
+                    return str(made[-1][0])
+
+                def tell(event: Event) -> None:
+                    if isinstance(event, ImageReady):
+                        self._tell(event)
+
+                job = Job(id=new_job_id(), request=resolved, model=model, parts=self._library.parts_of(resolved))
+                engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))
+        finally:
+            engine.unload()
+        return made

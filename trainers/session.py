@@ -1,0 +1,285 @@
+"""One run from its config to its result: reads, loads, trains, draws samples, finishes."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from studio.engine.devices import Device, open_device
+from studio.errors import InvalidRequest, StudioError
+from studio.events import Failed, Finished, Started
+from studio.lease import DeviceLease
+from studio.records import ModelRef
+from studio.settings import VERSION, Settings
+from studio.store import writer
+from studio.store.library import Library
+from trainers.configs import ENDLESS, TrainingConfig, dump_config
+from trainers.loop import Trainer, Turn
+from trainers.material import Material, Pictures, fingerprint_problem
+from trainers.method import Method
+from trainers.methods import method_class
+from trainers.models import cache_folder, load_parts
+from trainers.run import Run
+from trainers.sampling import Sampler
+
+logger = logging.getLogger(__name__)
+
+POLL = 0.05  # seconds between two looks at who wants the device, and at control.json while paused
+
+
+class Session:
+    """A run in this process.
+
+    Args:
+        name: of the method.
+        config: checked.
+        settings: of the process.
+        folder: of the run.
+        should_stop: whether the process was asked to end.
+    """
+
+    def __init__(
+        self, name: str, config: TrainingConfig, settings: Settings, folder: Path, should_stop: Callable[[], bool]
+    ) -> None:
+        self.name, self.config, self.settings, self.folder = name, config, settings, folder
+        self._should_stop = should_stop
+        self.library = Library(settings.model_folders, part_roots=settings.part_roots)
+        self._lease = contextlib.ExitStack()
+
+    def run(self, *, resume: bool = False) -> dict[str, Any] | None:
+        """Train; return the last line of the command, or None in processes that do not speak.
+
+        Raises:
+            InvalidRequest: one sentence, before a model is loaded.
+            StudioError: if the run could not go on; its newest checkpoint is kept.
+        """
+        pictures = self._pictures()
+        reference = self._reference()
+        device = open_device(self.settings.device, self.settings.cpu_threads)
+        accelerator = self._accelerator(device)
+        run = Run(self.folder) if accelerator.is_main_process else Unheld(self.folder)
+        try:
+            if accelerator.is_main_process:
+                run.begin(self.name, self.config, resume, self.config.lr_scheduler in ENDLESS)
+                self._keep_data(run, pictures, resume)
+            accelerator.wait_for_everyone()
+            return self._train(run, pictures, reference, device, accelerator, resume)
+        except Exception as error:  # kept in the run's own events, whoever started it, and told by the caller
+            code = error.code if isinstance(error, StudioError) else "bug"
+            if not isinstance(error, InvalidRequest) or (self.folder / "events.jsonl").exists():
+                run.tell(Failed(job=run.id, code=code, message=str(error) or type(error).__name__))
+            raise
+        finally:
+            self._lease.close()
+            run.close()
+
+    def _pictures(self) -> Pictures:
+        root = self.settings.data_dir / "datasets"
+        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word)
+        for note in pictures.notes:
+            logger.warning("%s", note)
+        return pictures
+
+    def _reference(self) -> ModelRef:
+        model = self.library.get(self.config.model)
+        if model.kind:
+            raise InvalidRequest(
+                "model", f"model={model.id!r} is of the kind {model.kind}, which is not trained; choose another"
+            )
+        return self.library.reference(model)
+
+    def _accelerator(self, device: Device) -> Accelerator:
+        log_with = None if self.config.report_to == "none" else self.config.report_to
+        accelerator = Accelerator(
+            cpu=device.place.type == "cpu", mixed_precision="no", log_with=log_with, project_dir=str(self.folder)
+        )
+        import os
+
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != asked:
+            raise StudioError(
+                f"{asked} processes were started and {accelerator.num_processes} work together; on a CPU start them with "
+                "ACCELERATE_USE_CPU=true python -m torch.distributed.run"
+            )
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise StudioError("FSDP does not work yet; use several processes without it")
+        return accelerator
+
+    def _keep_data(self, run: Any, pictures: Pictures, resume: bool) -> None:
+        """Compare the pictures with those that the run began with."""
+        before = run.recall("data.json")
+        if resume and before is not None:
+            if problem := fingerprint_problem(before, pictures.fingerprint):
+                raise InvalidRequest(
+                    "dataset",
+                    f"dataset differs from the run's ({problem}); put it back, or start a new run with init_from",
+                )
+        elif before is None:
+            run.remember("data.json", pictures.fingerprint)
+
+    def _train(
+        self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator, resume: bool
+    ) -> dict[str, Any] | None:
+        run.tell(Started(job=run.id, note="loading the model"))
+        for note in pictures.notes:
+            run.notice(note)
+        lease = DeviceLease(device.key)
+        if accelerator.is_local_main_process or device.place.type == "cuda":
+            self._lease.enter_context(lease.held(self._should_stop))
+        trainer = self._trainer(run, pictures, reference, device, accelerator)
+        if resume and trainer.resume():
+            logger.info("going on after step %d", trainer.step)
+        sampler = Sampler(self.folder.resolve(), self.library, device, run.tell)
+        alone = accelerator.num_processes == 1
+        trainer.turn = Turn(
+            between=lambda: self._yield(lease, trainer) if alone and lease.wanted() else None,
+            asked=lambda: self._asked(run, trainer),
+            committed=lambda step, path: self._sample(sampler, trainer.method, step, path),
+        )
+        if self.config.report_to != "none":
+            accelerator.init_trackers("studio")
+        status = trainer.train()
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return None
+        artifact = self._finish(trainer) if status == "finished" else trainer.checkpoints.path(trainer.step) / "weights"
+        run.tell(Finished(job=run.id, interrupted=status != "finished"))
+        return {"status": status, "step": trainer.step, "artifact": str(artifact)}
+
+    def _trainer(
+        self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator
+    ) -> Trainer:
+        """Load the model, encode what is learnt from, and build what learns."""
+        made = method_class(self.name)
+        dtype = torch.bfloat16 if made.half and self.config.mixed_precision == "bf16" else torch.float32
+        parts = load_parts(reference, device, dtype)
+        learns_words = getattr(self.config, "train_text_encoder", False) or made.reads_captions
+        build = lambda first: Material(  # noqa: E731
+            self.config,
+            pictures,
+            parts,
+            cache_folder(self.settings.data_dir),
+            processes=accelerator.num_processes,
+            first=first,
+            words=not learns_words,
+        )
+        with accelerator.main_process_first():
+            material = build(accelerator.is_main_process)
+        parts.release(words=not learns_words and not self.config.shuffle_caption, pictures=self.config.cache_latents)
+        method: Method = made(self.config, parts)
+        method.prepare(material)
+        return Trainer(
+            self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
+        )
+
+    def _facts(self, reference: ModelRef, pictures: Pictures) -> dict[str, str]:
+        """Return what a result's file says of how it was made; read back by the library."""
+        config = self.config
+        return {
+            "studio": VERSION,
+            "method": self.name,
+            "base_model": reference.id,
+            "base_model_sha256": reference.sha256,
+            "trigger_words": json.dumps([config.trigger_word] if config.trigger_word else []),
+            "recommended_weight": f"{config.recommended_weight:g}",
+            "pictures": str(len(pictures.examples)),
+            "learning_rate": f"{config.learning_rate:g}",
+            "dataset_sha256": hashlib.sha256(json.dumps(pictures.fingerprint).encode()).hexdigest(),
+            "training_config": json.dumps(config.model_dump(mode="json")),
+        }
+
+    def _asked(self, run: Any, trainer: Trainer) -> str:
+        if self._should_stop():
+            return "stop"
+        asked = run.asked()
+        if asked == "pause":
+            run.notice(f"paused after step {trainer.step}")
+            while not self._should_stop() and (asked := run.asked()) not in ("resume", "stop"):
+                time.sleep(POLL)
+            return "stop" if self._should_stop() else asked.replace("resume", "")
+        return "" if asked == "resume" else asked
+
+    def _yield(self, lease: DeviceLease, trainer: Trainer) -> None:
+        """Let somebody else have the device, and go on afterwards with the same numbers."""
+        park(trainer, torch.device("cpu"))
+        self._lease.close()
+        while lease.wanted() and not self._should_stop():
+            time.sleep(POLL)
+        self._lease.enter_context(lease.held(self._should_stop))
+        park(trainer, trainer.device)
+
+    def _sample(self, sampler: Sampler, method: Method, step: int, path: Path) -> None:
+        """Draw the samples; a sample that cannot be drawn is told and never ends a run."""
+        try:
+            rows = sampler.prompts(self.config)
+            if rows:
+                artifact = next((path / "weights").iterdir())
+                sampler.draw(step, rows, lambda request: method.request_of(artifact, request))
+        except StudioError as error:
+            logger.warning("no samples after step %d: %s", step, error)
+
+    def _finish(self, trainer: Trainer) -> Path:
+        """Write `final/`: the result and its card."""
+        folder = self.folder.resolve() / "final"
+        made: list[Path] = []
+
+        def fill(part: Path) -> None:
+            made.append(trainer.save_weights(part, final=True).relative_to(part))
+            writer.write_file(part / "README.md", self._card(trainer).encode())
+
+        if not folder.exists():
+            writer.write_directory(folder, fill)
+        return folder / made[0] if made else next(path for path in folder.iterdir() if path.suffix == ".safetensors")
+
+    def _card(self, trainer: Trainer) -> str:
+        config = self.config
+        lines = [
+            "---",
+            f"base_model: {config.model}",
+            "library_name: diffusers",
+            f"tags: [{self.name}]",
+            "---",
+            "",
+            f"# {config.output_name}",
+            "",
+            f"Made with Studio {VERSION}, method `{self.name}`, in {trainer.step} steps from `{config.model}`.",
+        ]
+        if config.trigger_word:
+            lines.append(f"Trigger word: `{config.trigger_word}`.")
+        return "\n".join([*lines, "", "```yaml", dump_config(config).rstrip(), "```", ""])
+
+
+class Unheld:
+    """What a process beside the first one has of the run: nothing to write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.id = folder.resolve(), folder.name
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *_, **__: None
+
+
+def park(trainer: Trainer, place: torch.device) -> None:
+    """Move everything that a run holds on a GPU; elsewhere it stays where it is."""
+    if trainer.device.type != "cuda":
+        return
+    trainer.method.to(place)
+    for part in trainer.method.parts.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(place)
+    trainer.average = [mean.to(place) for mean in trainer.average]
+    for state in trainer.optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                state[name] = value.to(place)
+    gc.collect()
+    torch.cuda.empty_cache()
