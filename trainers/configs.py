@@ -241,7 +241,50 @@ class TrainingConfig(Frozen):
         return first + self.concepts
 
 
-class AdapterConfig(TrainingConfig):
+class EncoderConfig(TrainingConfig):
+    """What methods are told whose text encoders may learn too."""
+
+    train_text_encoder: Annotated[
+        bool, control("Train text encoder", "network", "It learns words too; CLIP encoders only.")
+    ] = False
+    text_encoder_lr: Annotated[
+        tuple[float, ...],
+        control("Text Encoder learning rate", "network", "One for all, or one for each; none is the denoiser's."),
+    ] = ()
+
+    @field_validator("text_encoder_lr", mode="before")
+    @classmethod
+    def one_rate_or_more(cls, value: Any) -> Any:
+        """Take a single value for a list of one."""
+        return (value,) if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+
+    @field_validator("text_encoder_lr")
+    @classmethod
+    def rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for rate in value:
+            if not (math.isfinite(rate) and 0 <= rate <= 10):
+                raise ValueError(f"text_encoder_lr={rate} must be from 0 to 10")
+        return value
+
+    @model_validator(mode="after")
+    def encoders(self) -> "EncoderConfig":
+        if self.text_encoder_lr and not self.train_text_encoder:
+            raise InvalidRequest(
+                "text_encoder_lr", "text_encoder_lr does nothing without train_text_encoder; switch that on"
+            )
+        return self
+
+
+class FullConfig(EncoderConfig):
+    """What full fine-tuning is told."""
+
+    use_ema: Annotated[
+        bool, control("EMA", "network", "Save an average of the weights over the last steps: calmer results.")
+    ] = False
+    ema_decay: Annotated[float, control("EMA decay", "network", "How slowly the average follows.", ge=0, lt=1)] = 0.9999
+
+
+class AdapterConfig(EncoderConfig):
     """What a low-rank adapter is told (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
 
     network_type: Annotated[
@@ -265,37 +308,18 @@ class AdapterConfig(TrainingConfig):
         tuple[str, ...],
         control("Target modules", "network", "attention, all-linear, all, or ends of layers' names."),
     ] = ("attention",)
-    train_text_encoder: Annotated[
-        bool, control("Train text encoder", "network", "It learns words too; CLIP encoders only.")
-    ] = False
-    text_encoder_lr: Annotated[
-        tuple[float, ...],
-        control("Text Encoder learning rate", "network", "One for all, or one for each; none is the denoiser's."),
-    ] = ()
 
-    @field_validator("target_modules", "text_encoder_lr", mode="before")
+    @field_validator("target_modules", mode="before")
     @classmethod
     def one_or_more(cls, value: Any) -> Any:
         """Take a single value for a list of one."""
         return (value,) if isinstance(value, int | float | str) and not isinstance(value, bool) else value
-
-    @field_validator("text_encoder_lr")
-    @classmethod
-    def rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for rate in value:
-            if not (math.isfinite(rate) and 0 <= rate <= 10):
-                raise ValueError(f"text_encoder_lr={rate} must be from 0 to 10")
-        return value
 
     @model_validator(mode="after")
     def network(self) -> "AdapterConfig":
         if self.network_type in ("loha", "lokr") and self.use_rslora:
             raise InvalidRequest(
                 "use_rslora", f"use_rslora does not exist for {self.network_type}; use network_type lora or dora"
-            )
-        if self.text_encoder_lr and not self.train_text_encoder:
-            raise InvalidRequest(
-                "text_encoder_lr", "text_encoder_lr does nothing without train_text_encoder; switch that on"
             )
         if not self.target_modules:
             raise InvalidRequest("target_modules", "target_modules must name something; use attention")

@@ -14,7 +14,7 @@ from studio.loras import LoraSpec
 from studio.spec import GenerationRequest
 from studio.store import writer
 from trainers.checkpoints import read_adapter
-from trainers.configs import AdapterConfig
+from trainers.configs import AdapterConfig, EncoderConfig
 from trainers.method import Method, Rate
 from trainers.models import Parts
 
@@ -31,7 +31,7 @@ class LoraMethod(Method):
         self.adapted: dict[str, Any] = {parts.denoiser.prefix: parts.denoiser.network}
         if config.train_text_encoder:
             self.adapted |= clip_encoders(parts)
-        self._rates = self._learning_rates()
+        self._rates = learning_rates(config, list(self.adapted))
         self.adapter_configs = {name: self._adapter(name, network) for name, network in self.adapted.items()}
         for name, network in self.adapted.items():
             self._inject(name, network)
@@ -41,18 +41,6 @@ class LoraMethod(Method):
                 checkpoint_gradients(network)
         if config.init_from:
             self._go_on_from(Path(config.init_from))
-
-    def _learning_rates(self) -> dict[str, float]:
-        config, names = self.config, list(self.adapted)
-        given, encoders = config.text_encoder_lr, names[1:]
-        if len(given) > 1 and len(given) != len(encoders):
-            raise InvalidRequest(
-                "text_encoder_lr",
-                f"text_encoder_lr has {len(given)} values and the model {len(encoders)} text encoders that can learn; "
-                "give one, or one for each",
-            )
-        own = given * len(encoders) if len(given) == 1 else given or (config.learning_rate,) * len(encoders)
-        return dict(zip(names, (config.learning_rate, *own), strict=True))
 
     def _adapter(self, name: str, network: Any) -> Any:
         config = self.config
@@ -127,6 +115,23 @@ class LoraMethod(Method):
 
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         return request.model_copy(update={"loras": (LoraSpec(name=str(artifact)), *request.loras)})
+
+
+def learning_rates(config: EncoderConfig, networks: list[str]) -> dict[str, float]:
+    """Return the rate of each network: the denoiser, which is the first, and the text encoders.
+
+    Raises:
+        InvalidRequest: if the number of rates fits neither.
+    """
+    given, encoders = config.text_encoder_lr, networks[1:]
+    if len(given) > 1 and len(given) != len(encoders):
+        raise InvalidRequest(
+            "text_encoder_lr",
+            f"text_encoder_lr has {len(given)} values and the model {len(encoders)} text encoders that can learn; "
+            "give one, or one for each",
+        )
+    own = given * len(encoders) if len(given) == 1 else given or (config.learning_rate,) * len(encoders)
+    return dict(zip(networks, (config.learning_rate, *own), strict=True))
 
 
 def clip_encoders(parts: Parts) -> dict[str, Any]:

@@ -80,7 +80,10 @@ class Method(torch.nn.Module):
         raise NotImplementedError
 
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
-        """Change a request so that it draws with a saved artifact."""
+        """Change a request so that it draws with a saved artifact.
+
+        An artifact that is a model is found by its folder's name: samples are drawn with the folder around it in the library.
+        """
         raise NotImplementedError
 
     def process(self, latents: torch.Tensor) -> Process:
@@ -103,14 +106,24 @@ class Method(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format in which the denoiser computes."""
-        return torch.bfloat16 if self.config.mixed_precision == "bf16" else torch.float32
+        """The number format of what the denoiser is given."""
+        return torch.bfloat16 if self.config.mixed_precision == "bf16" and self.half else torch.float32
 
     def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the loss of each picture, (B,)."""
+        with torch.autocast(self.parts.device.place.type, torch.bfloat16, enabled=self.casts):
+            return self.loss(batch)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
         """Return the loss of each picture, (B,)."""
         noisy, target, times, process = self.noised(batch)
         made = self.predict(noisy, process.timesteps(times), self.told(batch), batch)
         return self.judged(made, target, times, process, batch)
+
+    @property
+    def casts(self) -> bool:
+        """Whether float32 weights compute in bf16."""
+        return self.config.mixed_precision == "bf16" and not self.half
 
     def noised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Process]:
         """Return noisy latents, what should be said of them, their times, and the process."""

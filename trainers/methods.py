@@ -3,11 +3,12 @@
 import importlib
 from typing import Any
 
-from trainers.configs import AdapterConfig, TrainingConfig
+from trainers.configs import AdapterConfig, FullConfig, TrainingConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "lora": (AdapterConfig, "trainers.lora:LoraMethod"),
+    "full": (FullConfig, "trainers.full:FullMethod"),
 }
 
 

@@ -28,12 +28,14 @@ class Sampler:
 
     Args:
         folder: of the run.
-        library: of the models; a run's own file is added for its time.
+        library: makes a library of the models, with the folder in which an artifact lies.
         device: with generation's number format, which need not be training's.
         tell: hears of pictures and notices.
     """
 
-    def __init__(self, folder: Path, library: Library, device: Device, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self, folder: Path, library: Callable[[Path], Library], device: Device, tell: Callable[[Event], None]
+    ) -> None:
         self._folder, self._library, self._device, self._tell = folder, library, device, tell
 
     def prompts(self, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -68,16 +70,17 @@ class Sampler:
         self,
         step: int,
         rows: list[dict[str, Any]],
-        using: Callable[[GenerationRequest], GenerationRequest],
+        artifact: Path,
+        using: Callable[[Path, GenerationRequest], GenerationRequest],
     ) -> list[tuple[Path, ImageRecord]]:
-        """Draw every request as `using` changes it; the pictures lie in `samples/`, named by step and place."""
-        out = self._folder / "samples"
+        """Draw every request as `using` changes it for an artifact; the pictures lie in `samples/`, named by step and place."""
+        out, library = self._folder / "samples", self._library(artifact.parent)
         blobs, engine = BlobStore(out / "blobs"), Engine(self._device, utc_now, new_image_id)
         made: list[tuple[Path, ImageRecord]] = []
         try:
             for place, row in enumerate(rows):
-                request = self._library.with_files(using(parse_request(row)), self._folder)
-                resolved, model = self._library.resolve(request, 0)
+                request = library.with_files(using(artifact, parse_request(row)), self._folder)
+                resolved, model = library.resolve(request, 0)
 
                 def commit(png: bytes, record: ImageRecord, place: int = place) -> str:
                     name = f"step-{step:06d}-{place}-{record.index}"
@@ -90,7 +93,7 @@ class Sampler:
                     if isinstance(event, ImageReady):
                         self._tell(event)
 
-                job = Job(id=new_job_id(), request=resolved, model=model, parts=self._library.parts_of(resolved))
+                job = Job(id=new_job_id(), request=resolved, model=model, parts=library.parts_of(resolved))
                 engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))
         finally:
             engine.unload()

@@ -21,6 +21,7 @@ from studio.lease import DeviceLease
 from studio.records import ModelRef
 from studio.settings import VERSION, Settings
 from studio.store import writer
+from studio.store.index import Database
 from studio.store.library import Library
 from trainers.configs import ENDLESS, TrainingConfig, dump_config
 from trainers.loop import Trainer, Turn
@@ -52,7 +53,7 @@ class Session:
     ) -> None:
         self.name, self.config, self.settings, self.folder = name, config, settings, folder
         self._should_stop = should_stop
-        self.library = Library(settings.model_folders, part_roots=settings.part_roots)
+        self.library = self._library()
         self._lease = contextlib.ExitStack()
 
     def run(self, *, resume: bool = False) -> dict[str, Any] | None:
@@ -81,6 +82,11 @@ class Session:
         finally:
             self._lease.close()
             run.close()
+
+    def _library(self, *folders: Path) -> Library:
+        """Return the models of the settings, and those in some folders."""
+        memory = Database(cache_folder(self.settings.data_dir) / "hashes.db")
+        return Library((*folders, *self.settings.model_folders), memory, self.settings.part_roots)
 
     def _pictures(self) -> Pictures:
         root = self.settings.data_dir / "datasets"
@@ -138,7 +144,7 @@ class Session:
         trainer = self._trainer(run, pictures, reference, device, accelerator)
         if resume and trainer.resume():
             logger.info("going on after step %d", trainer.step)
-        sampler = Sampler(self.folder.resolve(), self.library, device, run.tell)
+        sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
         alone = accelerator.num_processes == 1
         trainer.turn = Turn(
             between=lambda: self._yield(lease, trainer) if alone and lease.wanted() else None,
@@ -223,7 +229,7 @@ class Session:
             rows = sampler.prompts(self.config)
             if rows:
                 artifact = next((path / "weights").iterdir())
-                sampler.draw(step, rows, lambda request: method.request_of(artifact, request))
+                sampler.draw(step, rows, artifact, method.request_of)
         except StudioError as error:
             logger.warning("no samples after step %d: %s", step, error)
 
@@ -238,7 +244,11 @@ class Session:
 
         if not folder.exists():
             writer.write_directory(folder, fill)
-        return folder / made[0] if made else next(path for path in folder.iterdir() if path.suffix == ".safetensors")
+        return (
+            folder / made[0]
+            if made
+            else next(path for path in folder.iterdir() if path.stem == self.config.output_name)
+        )
 
     def _card(self, trainer: Trainer) -> str:
         config = self.config
