@@ -24,6 +24,7 @@ from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
 from trainers.configs import ENDLESS, TrainingConfig, dump_config
+from trainers.estimate import estimate
 from trainers.loop import Trainer, Turn
 from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
@@ -55,6 +56,20 @@ class Session:
         self._should_stop = should_stop
         self.library = self._library()
         self._lease = contextlib.ExitStack()
+        self.trainer: Trainer | None = None
+
+    @property
+    def step(self) -> int:
+        """Updates done so far."""
+        return self.trainer.step if self.trainer else 0
+
+    def estimate(self) -> dict[str, Any]:
+        """Say how long the run takes and how much memory it needs; nothing is written but the cache."""
+        pictures, reference = self._pictures(), self._reference()
+        device = open_device(self.settings.device, self.settings.cpu_threads)
+        with DeviceLease(device.key).held(self._should_stop):
+            run = Unheld(self.folder)
+            return estimate(self._trainer(run, pictures, reference, device, self._accelerator(device)))
 
     def run(self, *, resume: bool = False) -> dict[str, Any] | None:
         """Train; return the last line of the command, or None in processes that do not speak.
@@ -141,7 +156,7 @@ class Session:
         lease = DeviceLease(device.key)
         if accelerator.is_local_main_process or device.place.type == "cuda":
             self._lease.enter_context(lease.held(self._should_stop))
-        trainer = self._trainer(run, pictures, reference, device, accelerator)
+        trainer = self.trainer = self._trainer(run, pictures, reference, device, accelerator)
         if resume and trainer.resume():
             logger.info("going on after step %d", trainer.step)
         sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
