@@ -23,7 +23,7 @@ from studio.settings import VERSION, Settings
 from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
-from trainers.configs import ENDLESS, TrainingConfig, dump_config
+from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig, dump_config
 from trainers.estimate import estimate
 from trainers.loop import Trainer, Turn
 from trainers.material import Material, Pictures, fingerprint_problem
@@ -31,7 +31,7 @@ from trainers.method import Method
 from trainers.methods import method_class
 from trainers.models import cache_folder, load_parts
 from trainers.run import Run
-from trainers.sampling import Sampler
+from trainers.sampling import Painter, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -180,27 +180,45 @@ class Session:
         self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator
     ) -> Trainer:
         """Load the model, encode what is learnt from, and build what learns."""
-        made = method_class(self.name)
+        made = method_class(self.name, self.config)
+        painter = Painter(self.library, device, self._class_folder(reference) / "blobs", self._should_stop)
+        with accelerator.main_process_first():
+            folder, root = self._class_folder(reference), self.settings.data_dir / "datasets"
+            beside = made.beside(self.config, folder, root, painter.draw)
+        painter.close()
         dtype = torch.bfloat16 if made.half and self.config.mixed_precision == "bf16" else torch.float32
         parts = load_parts(reference, device, dtype)
         learns_words = getattr(self.config, "train_text_encoder", False) or made.reads_captions
-        build = lambda first: Material(  # noqa: E731
-            self.config,
-            pictures,
-            parts,
-            cache_folder(self.settings.data_dir),
-            processes=accelerator.num_processes,
-            first=first,
-            words=not learns_words,
-        )
+
+        def build(config: TrainingConfig, shown: Pictures) -> Material:
+            return Material(
+                config,
+                shown,
+                parts,
+                cache_folder(self.settings.data_dir),
+                processes=accelerator.num_processes,
+                first=accelerator.is_main_process,
+                words=not learns_words,
+                also=made.captions(config),
+            )
+
         with accelerator.main_process_first():
-            material = build(accelerator.is_main_process)
+            material = build(self.config, pictures)
+            if beside is not None:
+                apart = {"seed": (self.config.seed + 1) % SEED_MAX, "validation_size": 0, "masked_loss": False}
+                material.beside = build(self.config.model_copy(update=apart), beside)
         parts.release(words=not learns_words and not self.config.shuffle_caption, pictures=self.config.cache_latents)
         method: Method = made(self.config, parts)
         method.prepare(material)
         return Trainer(
             self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
         )
+
+    def _class_folder(self, reference: ModelRef) -> Path:
+        """Return where pictures are drawn that a method wants beside the dataset's."""
+        told = [reference.sha256, getattr(self.config, "class_prompt", ""), self.config.resolution[0]]
+        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        return self.settings.data_dir / "cache" / "class" / name
 
     def _facts(self, reference: ModelRef, pictures: Pictures) -> dict[str, str]:
         """Return what a result's file says of how it was made; read back by the library."""
