@@ -405,12 +405,14 @@ def read_config(config_class: type[Config], path: Path, overrides: list[str]) ->
         name, equals, text = override.partition("=")
         if not equals:
             raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
+        field = config_class.model_fields.get(name)
+        if field and (field.annotation is str or (field.annotation == tuple[str, ...] and text[:1] != "[")):
+            values[name] = text
+            continue
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None
-        if values[name] is None and text.strip() not in ("null", "~", "none", "None", ""):
-            values[name] = text
     return check_config(config_class, values)
 
 
