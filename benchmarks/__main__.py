@@ -15,6 +15,7 @@ BENCHMARKS = {
     "gallery": "benchmarks.gallery",
     "control": "benchmarks.control",
     "adapters": "benchmarks.adapters",
+    "train": "benchmarks.train",
 }
 
 

@@ -42,7 +42,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
             name, epilog=f"fields:\n{fields}", formatter_class=argparse.RawDescriptionHelpFormatter
         )
         method.add_argument("--config", type=Path, required=True, help="YAML file: a mapping of fields to values")
-        method.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a field")
+        method.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="replace fields"
+        )
         method.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
         method.add_argument("--resume", action="store_true", help="go on with the run in that folder")
         method.add_argument(
