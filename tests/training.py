@@ -48,12 +48,13 @@ def train(
     *,
     run: str = "run",
     resume: bool = False,
+    models: tuple[Path, ...] = (),
     should_stop: Callable[[Any], bool] = lambda session: False,
 ) -> dict[str, Any]:
     """Run a session in this process; `should_stop` is asked after every step."""
     from trainers.session import Session
 
-    settings = Settings(data_dir=root / "data", device="cpu", cpu_threads=1)
+    settings = Settings(data_dir=root / "data", device="cpu", cpu_threads=1, extra_models=models)
     session = Session(method, config, settings, root / run, lambda: should_stop(session))
     answer = session.run(resume=resume)
     assert answer is not None
