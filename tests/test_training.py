@@ -200,6 +200,29 @@ def test_diffusers_loads_a_result(tmp_path: Path, pictures: Path, unbroken: Any)
     assert np.array_equal(draw(pipe), before)
 
 
+@pytest.mark.parametrize(
+    "values", [{"rank": 4}, {"rank": 4, "lora_alpha": 2, "use_rslora": True, "train_text_encoder": True}]
+)
+def test_kohyas_file_draws_the_same(tmp_path: Path, pictures: Path, values: dict[str, Any]) -> None:
+    from benchmarks.shapes.product import Product
+
+    config = config_of(
+        "lora", pictures, max_train_steps=3, checkpointing_steps=0, save_kohya=True, learning_rate=1e-2, **values | {}
+    )
+    folder = Path(train("lora", config, tmp_path)["artifact"]).parent
+    product = Product(tmp_path / "blobs")
+    drawn = [
+        product.draw(
+            prompt="a red heart", seed=1, num_inference_steps=3, loras=[{"name": str(folder / f"{name}.safetensors")}]
+        )
+        for name in ("trained", "trained-kohya")
+    ]
+    plain = product.draw(prompt="a red heart", seed=1, num_inference_steps=3)
+    assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1 and np.abs(drawn[0].astype(int) - plain).max() > 3
+    with pytest.raises(InvalidRequest, match="save_kohya does not know dora"):
+        config_of("lora", pictures, save_kohya=True, network_type="dora")
+
+
 def test_held_out_pictures_are_not_learnt_from(tmp_path: Path, pictures: Path) -> None:
     config = config_of("lora", pictures, rank=2, max_train_steps=2, validation_size=2, validation_steps=1)
     train("lora", config, tmp_path)

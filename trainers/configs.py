@@ -309,6 +309,10 @@ class AdapterConfig(EncoderConfig):
         control("Target modules", "network", "attention, all-linear, all, or ends of layers' names."),
     ] = ("attention",)
 
+    save_kohya: Annotated[
+        bool, control("Also save kohya's keys", "output", "A second file for A1111 and kohya's tools, at the end.")
+    ] = False
+
     @field_validator("target_modules", mode="before")
     @classmethod
     def one_or_more(cls, value: Any) -> Any:
@@ -320,6 +324,10 @@ class AdapterConfig(EncoderConfig):
         if self.network_type in ("loha", "lokr") and self.use_rslora:
             raise InvalidRequest(
                 "use_rslora", f"use_rslora does not exist for {self.network_type}; use network_type lora or dora"
+            )
+        if self.save_kohya and self.network_type != "lora":
+            raise InvalidRequest(
+                "save_kohya", f"save_kohya does not know {self.network_type}; use network_type=lora, or switch it off"
             )
         if not self.target_modules:
             raise InvalidRequest("target_modules", "target_modules must name something; use attention")

@@ -98,6 +98,9 @@ class Method(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def export(self, folder: Path, name: str, facts: dict[str, str]) -> None:
+        """Write the result in other tools' layouts too, if the config says so."""
+
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         """Change a request so that it draws with a saved artifact.
 

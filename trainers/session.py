@@ -273,6 +273,7 @@ class Session:
 
         def fill(part: Path) -> None:
             made.append(trainer.save_weights(part, final=True).relative_to(part))
+            trainer.method.export(part, self.config.output_name, trainer.facts)
             writer.write_file(part / "README.md", self._card(trainer).encode())
 
         if not folder.exists():
