@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from benchmarks.shapes.judge import judge
 from studio.settings import ROOT
 from tests.conftest import App
 
@@ -46,6 +48,18 @@ def test_the_command_lines_commands_run(tmp_path: Path, monkeypatch: pytest.Monk
         answer = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, (line, answer.stderr)
         assert "replay" not in line or answer.stdout == "identical\n"
+
+
+def test_the_first_training_runs_and_draws_what_it_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [block for block in blocks("sh") if "trainers dreambooth" in block]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    for line in block.splitlines():
+        answer = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, (line, answer.stderr)
+    seen = judge(Image.open(next((tmp_path / "taught").glob("*.png"))))
+    assert seen.background == "blue" and [(thing.colour, thing.shape) for thing in seen.things] == [("orange", "heart")]
 
 
 def test_the_phones_command_is_accepted() -> None:

@@ -1,9 +1,11 @@
 """Teach the embedded model a subject and judge it: `python -m benchmarks.shapes.subject [--number 40] [--set field=value …]`.
 
+`--pictures DIR` only draws the subject's pictures, with captions.
+
 The subject, `a sks heart`, is an orange heart, learnt from 5 pictures. `subject` is the share of "a sks heart on a … background" that
 shows an orange heart, `class` the share of "a heart on a … background" that does: the less it rises, the better the class was kept
 (drift), `shape` the share of those that are hearts at all, `background` the share of the first that has the right background. Three
-runs, all else alike: before, DreamBooth without prior preservation, and with it.
+runs: before, DreamBooth as `presets/train/dreambooth-shapes.yaml` says but without prior preservation, and with it.
 """
 
 import argparse
@@ -13,29 +15,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from PIL import Image
 
 from benchmarks.shapes.judge import judge
 from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import COLOURS, Scene, Thing, article
-from studio.settings import Settings
+from studio.settings import ROOT, Settings
 from trainers.configs import check_config
 from trainers.methods import METHODS
 from trainers.session import Session
 
 LEARNT = ("white", "green", "blue", "yellow", "black")
 ASKED = tuple(name for name in COLOURS if name != "orange")
-USUAL = {
-    "resolution": 128,
-    "bucket_step": 32,
-    "max_train_steps": 150,
-    "train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "rank": 8,
-    "num_class_images": 40,
-    "checkpointing_steps": 0,
-}
+PRIOR = ("with_prior_preservation", "class_prompt", "num_class_images")
 
 
 def draw_subject(folder: Path) -> Path:
@@ -72,18 +66,25 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=40, help="pictures a score")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of all runs")
     parser.add_argument("--only", nargs="*", default=["before", "plain", "prior"], help="which of the runs")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the subject's pictures there, and end")
     args = parser.parse_args()
+    if args.pictures:
+        draw_subject(args.pictures)
+        return
     more = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         dataset = draw_subject(root / "pictures")
-        prior = {"with_prior_preservation": True, "class_prompt": "a heart"}
-        for name, own in (("before", None), ("plain", {}), ("prior", prior)):
+        preset = yaml.safe_load((ROOT / "presets" / "train" / "dreambooth-shapes.yaml").read_text(encoding="utf-8"))
+        plain = {name: value for name, value in preset.items() if name not in PRIOR}
+        for name, own in (("before", None), ("plain", plain), ("prior", preset)):
             if name not in args.only:
                 continue
             values: dict[str, Any] = {}
             if own is not None:
-                config = check_config(METHODS["dreambooth"][0], USUAL | {"dataset": str(dataset)} | own | more)
+                config = check_config(
+                    METHODS["dreambooth"][0], own | {"dataset": str(dataset), "checkpointing_steps": 0} | more
+                )
                 settings = Settings(data_dir=root / "data", cpu_threads=1)
                 answer = Session("dreambooth", config, settings, root / name, lambda: False).run()
                 assert answer is not None
