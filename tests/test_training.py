@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.settings import ROOT
 from tests.conftest import MODELS
 from tests.training import adapter, config_of, content, draw_pictures, killed_run, losses, stop_after, train
+from trainers.configs import dump_config
 
 STEPS = {"max_train_steps": 6, "checkpointing_steps": 2, "checkpoints_total_limit": None}
 
@@ -105,13 +107,54 @@ def test_every_kind_of_run_goes_on_exactly(tmp_path: Path, pictures: Path, name:
     assert broken["step"] == 3
 
 
-def test_a_killed_run_goes_on_exactly(tmp_path: Path, pictures: Path, unbroken: Any) -> None:
-    config = config_of("lora", pictures, rank=4, **STEPS)
-    rng = random.Random(7)
-    killed_run("lora", config, tmp_path, [rng.uniform(0.5, 6) for _ in range(4)])
-    final = tmp_path / "killed" / "final" / "trained.safetensors"
-    assert content(final) == content(unbroken[1]["artifact"])
-    assert losses(tmp_path / "killed") == losses(unbroken[0] / "run")
+KILLED = {
+    "lora": {"rank": 2, "gradient_accumulation_steps": 2},
+    "dreambooth": {"rank": 2, "with_prior_preservation": True, "class_prompt": "a heart", "num_class_images": 2},
+    "full": {"use_ema": True, "learning_rate": 1e-5},
+}
+
+
+def kill_and_compare(method: str, pictures: Path, root: Path, kills: int, seed: int) -> None:
+    """Kill a run at random moments of its whole life; its result and its losses are those of one that was left alone."""
+    config = config_of(method, pictures, max_train_steps=5, checkpointing_steps=1, **KILLED[method])
+    whole = train(method, config, root, run="whole")
+    rng = random.Random(seed)
+    killed_run(method, config, root, [rng.uniform(0.2, 2.5) for _ in range(kills)])
+    files = [Path(whole["artifact"]), *Path(whole["artifact"]).rglob("*")]
+    for file in sorted(path for path in files if path.suffix == ".safetensors"):
+        assert content(file) == content(Path(str(file).replace(str(root / "whole"), str(root / "killed")))), file
+    assert losses(root / "killed") == losses(root / "whole")
+    assert not [path for path in (root / "killed").rglob(".part-*") if path.exists()]
+
+
+@pytest.mark.parametrize("method", KILLED)
+def test_a_killed_run_goes_on_exactly(tmp_path: Path, pictures: Path, method: str) -> None:
+    kill_and_compare(method, pictures, tmp_path, 10, seed=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(20))
+@pytest.mark.parametrize("method", KILLED)
+def test_two_hundred_kills(tmp_path: Path, pictures: Path, method: str, trial: int) -> None:
+    kill_and_compare(method, pictures, tmp_path, 10, seed=trial)
+
+
+@pytest.mark.parametrize("method", ["lora"])
+def test_a_killed_command_goes_on_exactly(tmp_path: Path, pictures: Path, method: str) -> None:
+    config = config_of(method, pictures, max_train_steps=8, checkpointing_steps=1, **KILLED[method])
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "trainers", method, "--config", str(tmp_path / "c.yaml"), "--cpu-threads", "1"]
+    command += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "killed"), "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoints" / "step-000003").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run([*command, "--resume"], cwd=ROOT, check=True, capture_output=True)
+    whole = train(method, config, tmp_path, run="whole")
+    assert content(whole["artifact"]) == content(tmp_path / "killed" / "final" / "trained.safetensors")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, pictures: Path, unbroken: Any) -> None:
