@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from studio.errors import StudioError
 from studio.events import Checkpoint, Progress
@@ -288,14 +289,19 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
+def disk_full(error: Exception) -> bool:
+    """Tell whether there is no room; safetensors hides the number of the error in its text."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
+
+
 def patiently(run: Run, write: Callable[[], Answer]) -> Answer:
     """Write; if the disk is full, say so once and wait until there is room."""
     told = False
     while True:
         try:
             return write()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            if not disk_full(error):
                 raise
             if not told:
                 logger.warning("the disk is full; the run waits until there is room in %s", run.folder)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 
 from studio.engine.devices import Device, open_device
-from studio.errors import InvalidRequest, StudioError
+from studio.errors import InvalidRequest, StorageError, StudioError
 from studio.events import Failed, Finished, Started
 from studio.lease import DeviceLease
 from studio.records import ModelRef
@@ -25,7 +26,7 @@ from studio.store.index import Database
 from studio.store.library import Library
 from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig, dump_config
 from trainers.estimate import estimate
-from trainers.loop import Trainer, Turn
+from trainers.loop import Trainer, Turn, disk_full
 from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
@@ -90,10 +91,12 @@ class Session:
             accelerator.wait_for_everyone()
             return self._train(run, pictures, reference, device, accelerator, resume)
         except Exception as error:  # kept in the run's own events, whoever started it, and told by the caller
+            if isinstance(error, OSError | SafetensorError) and disk_full(error):
+                error = StorageError(f"the disk is full; free some space in {self.settings.data_dir} and start again")
             code = error.code if isinstance(error, StudioError) else "bug"
             if not isinstance(error, InvalidRequest) or (self.folder / "events.jsonl").exists():
                 run.tell(Failed(job=run.id, code=code, message=str(error) or type(error).__name__))
-            raise
+            raise error
         finally:
             self._lease.close()
             run.close()
