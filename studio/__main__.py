@@ -122,13 +122,10 @@ def generate(settings: Settings, flags: argparse.Namespace) -> int:
         return generate_folder(settings, flags, library, blobs)
     given, folder = read_requests(flags.request, flags.set), flags.request.parent
     requests = [library.with_files(take_inputs(request, blobs, folder), folder) for request in given]
-    resolved = [
-        library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests
-    ]
-    parts = [library.parts_of(request) for request, _ in resolved]
+    jobs = [library.job(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests]
     drawing = open_drawing(settings, blobs, flags.out)
-    for number, (request, model) in enumerate(resolved):
-        drawing.draw(request, model, parts[number], request=number)
+    for number, job in enumerate(jobs):
+        drawing.draw(job, request=number)
         if drawing.stopped:
             return INTERRUPTED
     return DONE
@@ -158,17 +155,17 @@ def generate_folder(settings: Settings, flags: argparse.Namespace, library: Libr
         try:
             taken = blobs.add(path, "image")
             wanted = [request.model_copy(update={"image": taken}) for request in shared]
-            resolved = [
-                library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs))
+            jobs = [
+                library.job(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs))
                 for request in wanted
             ]
         except InvalidRequest as error:
             print(f"{path.name} is passed over: {error}", file=sys.stderr, flush=True)
             continue
         drawing = drawing or open_drawing(settings, blobs, flags.out)
-        for number, (request, model) in enumerate(resolved):
+        for number, job in enumerate(jobs):
             facts = {"prefix": f"{short_stem(path)}-", "request": number, "source": path.name}
-            drawn += len(drawing.draw(request, model, library.parts_of(request), **facts))
+            drawn += len(drawing.draw(job, **facts))
             if drawing.stopped:
                 return INTERRUPTED
     if not drawn:

@@ -177,9 +177,9 @@ class Engine:
         units = Units(job, load_image, start, parts=self.parts, preprocessors=self.preprocessors)
         made, interrupted = 0, False
         for first in range(0, request.num_images_per_prompt, request.batch_size):
-            seeds = request.seeds[first : first + request.batch_size]
+            seeds, now = request.seeds[first : first + request.batch_size], job.of_group(first)
             try:
-                pictures, notes = self._group(job, (start, units), first, seeds, watch)
+                pictures, notes = self._group(now, (start, units), first, seeds, watch)
             except Interrupted as stopped:
                 if stopped.stop == "skip":
                     continue
@@ -187,7 +187,7 @@ class Engine:
                 break
             watch.tell(job, notes)
             for index, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), first):
-                record = self._record(job, seed, index, notes)
+                record = self._record(now, seed, index, notes)
                 path = commit(encode_png(picture), record)
                 watch.emit(ImageReady(job=job.id, path=path, record=record))
                 made += 1
@@ -309,5 +309,6 @@ class Engine:
             seed=seed,
             index=index,
             notes=notes,
+            template=job.template,
             machine=self.device.machine,
         )

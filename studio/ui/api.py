@@ -81,6 +81,7 @@ class Api:
         eta: float = 0.0,
         clip_skip: int = 0,
         loras: list[dict[str, Any]] | None = None,
+        styles: list[str] | None = None,
         settings: dict[str, Any] | None = None,
         wait: bool = True,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
@@ -88,7 +89,7 @@ class Api:
         """Draw pictures from a prompt.
 
         Args:
-            prompt: what to draw.
+            prompt: what to draw; `{a|b}` and `__wildcard__` are chosen for each picture (group of `batch_size`) by its seed.
             negative_prompt: what to avoid.
             model: id of a model, see `models`.
             width: in pixels, a multiple of 8; the model's own if not given.
@@ -112,6 +113,7 @@ class Api:
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
             loras: LoRA to apply, see `adapters`: [{"name": …, "weight": 1.0, "text_encoder_weight": …}].
+            styles: names of styles to put around the prompts, see `styles`.
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
                 `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the model's), `vae_tiling`.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
@@ -120,7 +122,7 @@ class Api:
             The job as `job` describes it.
         """
         values = {name: value for name, value in locals().items() if name in GenerationRequest.model_fields}
-        values["loras"] = loras or ()
+        values |= {"loras": loras or (), "styles": styles or ()}
         return await self._draw(joined(values, settings), wait, request)
 
     async def img2img(
