@@ -1,4 +1,4 @@
-"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|convert|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|prompt-report|convert|doctor`."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from studio.executors.base import open_engine
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
 from studio.plot_command import add_flags
+from studio.prompt_command import add_flags as prompt_flags
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
@@ -68,6 +69,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         ("reindex", "rebuild the index from the picture files"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    prompt_flags(commands.add_parser("prompt-report", help="say what a model really gets of a prompt"))
     convert = commands.add_parser("convert", help="make a safe copy (.safetensors) of a pickle of weights")
     convert.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .bin")
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
@@ -302,6 +304,15 @@ def reindex(settings: Settings, flags: argparse.Namespace) -> int:
     return DONE
 
 
+def prompt_report(settings: Settings, flags: argparse.Namespace) -> int:
+    """`prompt-report`: tokens by chunk and text encoder, what is cut, ignored or unknown."""
+    from studio.prompt_command import print_reports, wanted_requests
+
+    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    print_reports(library, wanted_requests(flags, read_requests), as_json=flags.json)
+    return DONE
+
+
 def convert(settings: Settings, flags: argparse.Namespace) -> int:
     """`convert`: a safe copy of a pickle of weights."""
     from studio.convert import convert as make_copy
@@ -331,7 +342,8 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    c.__name__: c for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, convert, doctor)
+    c.__name__.replace("_", "-"): c
+    for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, prompt_report, convert, doctor)
 }
 
 

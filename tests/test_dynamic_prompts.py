@@ -54,7 +54,7 @@ def said(text: str, seed: int = 0, **more: Any) -> str:
         ("{2$$__colour__}", {f"{a}, {b}" for a in LINES["colour"] for b in LINES["colour"] if a != b}),
         ("{__colour__|x}", {"red", "green", "blue", "x"}),
         ("[a|b] {[c|d]|e}", {"[a|b] [c|d]", "[a|b] e"}),
-        ("{[a|b}", {"[a|b", "[a", "b"}),
+        ("{[a|b}", {"[a", "b"}),
         ("(x:1.2) {(a:1.3)|<lora:b:0.5>}", {"(x:1.2) (a:1.3)", "(x:1.2) <lora:b:0.5>"}),
         (r"\{a|b\} \__colour__ {a\|b}", {r"\{a|b\} \__colour__ a\|b"}),
         ("{a|b", {"{a|b"}),

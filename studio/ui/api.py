@@ -22,6 +22,7 @@ from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
+from studio.ui.prompt_api import PromptApi
 from studio.ui.services import Services
 from studio.ui.upscale_panel import enlarging
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
@@ -34,7 +35,7 @@ class Api:
     """The endpoints over the page's services."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._services, self._prompts = services, PromptApi(services)
 
     def register(self) -> None:
         """Add all endpoints to the Blocks that is being built."""
@@ -52,6 +53,7 @@ class Api:
             self.gallery,
             self.job,
             self.cancel,
+            *self._prompts.endpoints,
         ):
             gr.api(answering(function), api_name=function.__name__, concurrency_limit=None, queue=False)  # pyright: ignore[reportPrivateImportUsage]
 
