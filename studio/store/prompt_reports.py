@@ -219,6 +219,15 @@ class _Reader:
         return EncoderReport(name=name, kind="t5", tokens=len(ids) - 1, limit=most - 1, chunks=(told,), cut=cut)
 
 
+def unknown_to(library: Library, request: GenerationRequest) -> list[str]:
+    """Return the words of a resolved request's prompt that its model does not know."""
+    model = library.get(request.model)
+    if not model.words:
+        return []
+    named = named_embeddings(library.parts.parts("embedding"), request, model.shape)
+    return words_unknown(request.prompt, request.num_inference_steps or 1, model, named)
+
+
 def words_unknown(text: str, steps: int, model: Model, named: list[Part]) -> list[str]:
     """Return the words of a prompt that its model does not know; names of embeddings are known."""
     naming = Naming(name for part in named for name in part.names)
