@@ -452,3 +452,20 @@ def test_the_forms_controls_are_the_requests_fields() -> None:
         "clip_skip": 3,
         "prompt": "x",
     }
+
+
+def test_the_prompt_report_and_styles_of_the_api(client: Client, app: App) -> None:
+    told = client.predict(prompt="a (red:1.2) zorp", negative_prompt="x", guidance_scale=1, api_name="/prompt_report")
+    assert told["unknown_words"] == ["zorp"]
+    assert told["notes"] == ["The negative prompt is ignored because CFG Scale is 1."]
+    names = [style["name"] for style in client.predict(api_name="/styles")]
+    assert "Photograph" in names
+    made = client.predict(
+        prompt="a {red} star", styles=["Shapes: striped"], seed=1, num_inference_steps=2, api_name="/txt2img"
+    )
+    record = app.get(f"/studio/metadata/{made['images'][0]['id']}").json()["record"]
+    assert record["request"]["prompt"] == "a red star, striped style"
+    assert record["template"]["prompt"] == "a {red} star"
+    answer = httpx.post(f"{app.url}/studio/prompt-report", json={"prompt": "a " * 76, "width": 3}, timeout=30)
+    assert (answer.json()["prompt"]["tokens"], answer.json()["prompt"]["limit"]) == (76, 150)
+    assert httpx.post(f"{app.url}/studio/prompt-report", json={"prompt": 3}, timeout=30).status_code == 400

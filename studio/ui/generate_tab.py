@@ -111,8 +111,8 @@ class GenerateTab:
             )
             made["interrupt"] = gr.Button(TEXT["interrupt"], elem_id="st-interrupt", scale=1, min_width=80)
             made["skip"] = gr.Button(TEXT["skip"], elem_id="st-skip", scale=1, min_width=60)
-        gr.HTML('<div id="st-message" role="alert" hidden></div>', padding=False)
-        self.words.build_report(self._model.id)
+        message = '<div id="st-message" role="alert" hidden></div>'
+        gr.HTML(message + self.words.report(self._model.id), padding=False)
         folder = self._services.settings.model_folders[1]
         near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         made["demo"] = gr.Markdown(

@@ -30,9 +30,9 @@ class WordsPanel:
         """What tells that none is chosen, by the saved form's names."""
         return {"styles": []}
 
-    def build_report(self, model: str) -> None:
-        """Build the place of the prompt report, which the page's script fills."""
-        gr.HTML(f'<div id="st-report" data-model="{html.escape(model)}" hidden></div>', padding=False)
+    def report(self, model: str) -> str:
+        """Return the place of the prompt report, which the page's script fills, as HTML."""
+        return f'<div id="st-report" data-model="{html.escape(model)}" hidden></div>'
 
     def build(self, model: str) -> None:
         """Build the accordion for a model."""
