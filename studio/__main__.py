@@ -1,4 +1,4 @@
-"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|convert|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|prompt-report|convert|doctor`."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from studio.executors.base import open_engine
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
 from studio.plot_command import add_flags
+from studio.prompt_command import add_flags as prompt_flags
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
@@ -62,12 +63,13 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     replay.add_argument("--out", type=Path, required=True)
     for name, text in (
         ("models", "list the models"),
-        ("adapters", "list the LoRA, what they fit and what calls them"),
+        ("adapters", "list LoRA and embeddings, what they fit and what calls them"),
         ("schedulers", "list the sampling methods"),
         ("families", "list the model families"),
         ("reindex", "rebuild the index from the picture files"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    prompt_flags(commands.add_parser("prompt-report", help="say what a model really gets of a prompt"))
     convert = commands.add_parser("convert", help="make a safe copy (.safetensors) of a pickle of weights")
     convert.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .bin")
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
@@ -122,13 +124,10 @@ def generate(settings: Settings, flags: argparse.Namespace) -> int:
         return generate_folder(settings, flags, library, blobs)
     given, folder = read_requests(flags.request, flags.set), flags.request.parent
     requests = [library.with_files(take_inputs(request, blobs, folder), folder) for request in given]
-    resolved = [
-        library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests
-    ]
-    parts = [library.parts_of(request) for request, _ in resolved]
+    jobs = [library.job(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs)) for request in requests]
     drawing = open_drawing(settings, blobs, flags.out)
-    for number, (request, model) in enumerate(resolved):
-        drawing.draw(request, model, parts[number], request=number)
+    for number, job in enumerate(jobs):
+        drawing.draw(job, request=number)
         if drawing.stopped:
             return INTERRUPTED
     return DONE
@@ -158,17 +157,17 @@ def generate_folder(settings: Settings, flags: argparse.Namespace, library: Libr
         try:
             taken = blobs.add(path, "image")
             wanted = [request.model_copy(update={"image": taken}) for request in shared]
-            resolved = [
-                library.resolve(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs))
+            jobs = [
+                library.job(request, secrets.randbelow(SEED_MAX - 64), canvas_size(request, blobs))
                 for request in wanted
             ]
         except InvalidRequest as error:
             print(f"{path.name} is passed over: {error}", file=sys.stderr, flush=True)
             continue
         drawing = drawing or open_drawing(settings, blobs, flags.out)
-        for number, (request, model) in enumerate(resolved):
+        for number, job in enumerate(jobs):
             facts = {"prefix": f"{short_stem(path)}-", "request": number, "source": path.name}
-            drawn += len(drawing.draw(request, model, library.parts_of(request), **facts))
+            drawn += len(drawing.draw(job, **facts))
             if drawing.stopped:
                 return INTERRUPTED
     if not drawn:
@@ -205,7 +204,7 @@ def xyz(settings: Settings, flags: argparse.Namespace) -> int:
 def replay(settings: Settings, flags: argparse.Namespace) -> int:
     """`replay`: make the same picture again; `identical`, or one line a difference."""
     from studio.plots import grid_sentence
-    from studio.replaying import blob_finder, pixel_difference, remake
+    from studio.replaying import blob_finder, part_differences, parts_then, pixel_difference, remake
     from studio.store.metadata import read_picture
 
     if not flags.image.is_file():
@@ -222,7 +221,8 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
     library = Library(settings.model_folders, part_roots=settings.part_roots)
     model = library.reference(library.get(record.model.id), record.request.refiner)
     request = library.with_loras(record.request)  # a file may lie in another folder by now
-    now = record.model_copy(update={"request": request, "model": model, "parts": library.parts_of(request)})
+    parts = parts_then(record, library.parts_of(request))
+    now = record.model_copy(update={"request": request, "model": model, "parts": parts})
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
         made = remake(engine, now, blob_finder(flags.image, settings, flags.out), flags.out)
@@ -231,11 +231,7 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         if model.sha256 != record.model.sha256
         else []
     )
-    lines += [
-        f"{part.kind} {part.id}: {part.sha256[:12]} then, {found.sha256[:12]} now"
-        for part, found in zip(record.parts, now.parts, strict=False)
-        if part.sha256 != found.sha256
-    ]
+    lines += part_differences(record.parts, parts)
     if record.model.refiner and model.refiner and record.model.refiner.sha256 != model.refiner.sha256:
         lines.append(f"refiner: {record.model.refiner.sha256[:12]} then, {model.refiner.sha256[:12]} now")
     was, here = record.machine.model_dump(), engine.device.machine.model_dump()
@@ -271,11 +267,12 @@ def models(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 def adapters(settings: Settings, flags: argparse.Namespace) -> int:
-    """`adapters`: every LoRA, what it fits and what its file says."""
+    """`adapters`: every LoRA and embedding, what it fits and what its file says."""
+    from studio.store.embeddings import embedding_rows
     from studio.store.lora_facts import lora_rows
 
-    library = Library(settings.model_folders, part_roots=settings.part_roots)
-    return show(lora_rows(library.parts.parts("lora")), flags.json)
+    parts = Library(settings.model_folders, part_roots=settings.part_roots).parts
+    return show(lora_rows(parts.parts("lora")) + embedding_rows(parts.parts("embedding")), flags.json)
 
 
 def schedulers(settings: Settings, flags: argparse.Namespace) -> int:
@@ -304,6 +301,15 @@ def reindex(settings: Settings, flags: argparse.Namespace) -> int:
     number = gallery.reconcile(rebuild=True)
     lock.release()
     print(json.dumps({"images": number}) if flags.json else f"{number} pictures in the index")
+    return DONE
+
+
+def prompt_report(settings: Settings, flags: argparse.Namespace) -> int:
+    """`prompt-report`: tokens by chunk and text encoder, what is cut, ignored or unknown."""
+    from studio.prompt_command import print_reports, wanted_requests
+
+    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    print_reports(library, wanted_requests(flags, read_requests), as_json=flags.json)
     return DONE
 
 
@@ -336,7 +342,8 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    c.__name__: c for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, convert, doctor)
+    c.__name__.replace("_", "-"): c
+    for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, prompt_report, convert, doctor)
 }
 
 

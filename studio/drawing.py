@@ -9,11 +9,9 @@ from typing import Any
 from studio.engine.engine import Watch
 from studio.events import Event, ImageReady, Notice
 from studio.lease import DeviceLease
-from studio.records import ImageRecord, Job, ModelRef, PartRef
-from studio.spec import GenerationRequest
+from studio.records import ImageRecord, Job
 from studio.store.blobs import BlobStore
 from studio.store.gallery import save_picture
-from studio.store.jobs import new_job_id
 
 
 class Drawing:
@@ -35,19 +33,15 @@ class Drawing:
 
     def draw(
         self,
-        wanted: GenerationRequest,
-        model: ModelRef,
-        parts: tuple[PartRef, ...],
+        job: Job,
         *,
         prefix: str = "",
         **facts: Any,
     ) -> list[tuple[Path, ImageRecord]]:
-        """Draw a request; each picture is told on stdout once it is on disk.
+        """Draw a job; each picture is told on stdout once it is on disk.
 
         Args:
-            wanted: resolved request.
-            model: as it was resolved.
-            parts: likewise.
+            job: resolved.
             prefix: of the files' names.
             facts: what the JSON lines say beside path and seed.
 
@@ -69,7 +63,5 @@ class Drawing:
         watch = Watch(tell, lambda: "interrupt" if self.stopped else "")
         with DeviceLease(self._engine.device.key).held(lambda: self.stopped) as mine:
             if mine:
-                self._engine.generate(
-                    Job(id=new_job_id(), request=wanted, model=model, parts=parts), self._blobs.open, commit, watch
-                )
+                self._engine.generate(job, self._blobs.open, commit, watch)
         return made

@@ -21,7 +21,7 @@ from studio.plots import (
     fix_seeds,
     run_order,
 )
-from studio.records import ModelRef, PartRef
+from studio.records import Job
 from studio.spec import SEED_MAX, GenerationRequest
 from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
@@ -30,9 +30,6 @@ from studio.store.library import Library
 from studio.store.metadata import read_picture
 
 PNG = b"\x89PNG"
-
-
-Resolved = tuple[GenerationRequest, ModelRef, tuple[PartRef, ...]]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +74,7 @@ def read_plot(
     return fix_seeds(PlotSpec(base=requests[0], **axes), lambda: secrets.randbelow(SEED_MAX - 64))
 
 
-def resolve_cells(spec: PlotSpec, cells: list[Cell], library: Library, blobs: BlobStore, base: Path) -> list[Resolved]:
+def resolve_cells(spec: PlotSpec, cells: list[Cell], library: Library, blobs: BlobStore, base: Path) -> list[Job]:
     """Resolve every cell before the first is drawn.
 
     Raises:
@@ -87,19 +84,18 @@ def resolve_cells(spec: PlotSpec, cells: list[Cell], library: Library, blobs: Bl
     for cell in cells:
         try:
             request = take_inputs(cell.request, blobs, base)
-            wanted, model = library.resolve(request, cell.request.seed, canvas_size(request, blobs))
-            made.append((wanted, model, library.parts_of(wanted)))
+            made.append(library.job(request, cell.request.seed, canvas_size(request, blobs)))
         except InvalidRequest as error:
             raise cell_refusal(spec, cell.values, error) from None
     return made
 
 
-def draw_plot(spec: PlotSpec, cells: list[Cell], resolved: list[Resolved], drawing: Any) -> bool:
+def draw_plot(spec: PlotSpec, cells: list[Cell], resolved: list[Job], drawing: Any) -> bool:
     """Draw all cells and the grid; one JSON line each. Return False if Ctrl+C ended it; finished cells stay."""
     paths: dict[int, Path] = {}
     for number in run_order(cells):
         facts = {name: cells[number].values[name] for name in cells[number].values}
-        made = drawing.draw(*resolved[number], cell=number, **facts)
+        made = drawing.draw(resolved[number], cell=number, **facts)
         if drawing.stopped or not made:
             return False
         paths[number] = made[0][0]

@@ -1,6 +1,7 @@
 """What is known of work once every name is resolved: the model as it was, the job, the machine, the finished picture."""
 
 from studio.fields import Frozen
+from studio.loras import LoraSpec
 from studio.spec import GenerationRequest
 
 
@@ -45,15 +46,53 @@ class PartRef(Frozen):
     sha256: str
 
 
+class Template(Frozen):
+    """What a person wrote, before styles, wildcards and choices became words: the fields of the request that they changed."""
+
+    prompt: str
+    negative_prompt: str
+    styles: tuple[str, ...] = ()
+    loras: tuple[LoraSpec, ...] = ()
+
+
+class Expansion(Frozen):
+    """What a template became for one group of pictures, with the parts that it names."""
+
+    prompt: str
+    negative_prompt: str
+    loras: tuple[LoraSpec, ...] = ()
+    parts: tuple[PartRef, ...] = ()
+
+
 class Job(Frozen):
-    """A request with every name, default and seed resolved: what is queued, journalled and sent to the worker."""
+    """A request with every name, default and seed resolved: what is queued, journalled and sent to the worker.
+
+    Attributes:
+        template: what the request's prompts were made of, if anything in them was chosen.
+        expansions: one for each group of `batch_size` pictures; empty if the request's own words count for all.
+    """
 
     id: str
     request: GenerationRequest
     model: ModelRef
     parts: tuple[PartRef, ...] = ()
+    template: Template | None = None
+    expansions: tuple[Expansion, ...] = ()
     owner: str = ""
     preview: bool = True
+
+    @property
+    def given(self) -> GenerationRequest:
+        """The request with its template in place of what that became, to be resolved once more."""
+        return self.request.model_copy(update=dict(self.template)) if self.template else self.request
+
+    def of_group(self, first: int) -> "Job":
+        """Return the job as it is for the group that begins with picture `first`."""
+        if not self.expansions:
+            return self
+        told = dict(self.expansions[first // self.request.batch_size])
+        parts = told.pop("parts")
+        return self.model_copy(update={"request": self.request.model_copy(update=told), "parts": parts})
 
 
 class Machine(Frozen):
@@ -74,6 +113,7 @@ class ImageRecord(Frozen):
     """One finished picture: everything needed to make it again.
 
     `request.seed` is this picture's own job seed, `index` its place; `notes` are what a person should know of how it was made.
+    `template` is what its prompts were made of, if styles, wildcards or choices were in them.
     """
 
     id: str
@@ -85,3 +125,4 @@ class ImageRecord(Frozen):
     index: int
     machine: Machine
     notes: tuple[str, ...] = ()
+    template: Template | None = None

@@ -14,6 +14,7 @@ from studio.errors import InvalidRequest, first_problem
 from studio.fields import SIZE_STEP, Frozen, control, extension, least_strength
 from studio.loras import LoraSpec, loras_problem
 from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
+from studio.styles import STYLES_MAX, StyleName
 from studio.units import ControlSpec, IPAdapterSpec, T2IAdapterSpec, units_problem
 from studio.upscalers import check_enlarging, check_second_pass
 
@@ -39,7 +40,11 @@ class GenerationRequest(Frozen):
     prompt: Annotated[
         str,
         control(
-            "Prompt", "prompt", "What to draw; (word:1.3) counts more, [word] less.", max_length=PROMPT_MAX, lines=3
+            "Prompt",
+            "prompt",
+            "What to draw; (word:1.3) counts more, {a|b} chooses one.",
+            max_length=PROMPT_MAX,
+            lines=3,
         ),
     ] = ""
     negative_prompt: Annotated[
@@ -48,6 +53,10 @@ class GenerationRequest(Frozen):
             "Negative prompt", "prompt", "What to avoid; ignored when CFG Scale is 1.", max_length=PROMPT_MAX, lines=2
         ),
     ] = ""
+    styles: Annotated[
+        tuple[StyleName, ...],
+        control("Styles", "styles", "Kept pieces of prompts.", max_length=STYLES_MAX, shown=False),
+    ] = ()
     model: Annotated[str, control("Model", "model", "Id of the model in the library.", max_length=300)] = "shapes"
     width: Annotated[
         int | None,

@@ -20,14 +20,13 @@ import pytest
 from PIL import Image
 
 from studio.events import Event, Finished, ImageReady
-from studio.records import ImageRecord, Job
+from studio.records import ImageRecord
 from studio.settings import ROOT, Settings
 from studio.spec import parse_request
 from studio.store.blobs import BlobStore
 from studio.store.gallery import Gallery, new_image_id, utc_now
 from studio.store.index import Database, ImageIndex
 from studio.store.inputs import canvas_size
-from studio.store.jobs import new_job_id
 from studio.store.library import Library
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 
@@ -108,7 +107,7 @@ def drawer(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Mad
         for name in UNIT_FIELDS:
             values[name] = [stored(unit, blobs) for unit in values.get(name, ())]
         wanted = parse_request(values)
-        request, model = library.resolve(wanted, 7, canvas_size(wanted, blobs))
+        job = library.job(wanted, 7, canvas_size(wanted, blobs))
         made = Made()
 
         def commit(png: bytes, record: ImageRecord) -> str:
@@ -116,7 +115,6 @@ def drawer(engine: Any, library: Library, blobs: BlobStore) -> Callable[..., Mad
             made.records.append(record)
             return "here"
 
-        job = Job(id=new_job_id(), request=request, model=model, parts=library.parts_of(request))
         engine.generate(job, blobs.open, commit, Watch(made.events.append, lambda: stop(made), preview))
         assert len([event for event in made.events if isinstance(event, ImageReady)]) == len(made.pictures)
         return made

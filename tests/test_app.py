@@ -29,7 +29,7 @@ from tests.conftest import App, launch
 PROMPT = "a red circle on a blue background"
 PUBLIC = {
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
-    *("/preprocess", "/preprocessors", "/vae_check", "/adapters"),
+    *("/preprocess", "/preprocessors", "/vae_check", "/adapters", "/styles", "/prompt_report"),
 }
 
 
@@ -37,7 +37,15 @@ TEXT_FIELDS = {
     name: field
     for name, field in GenerationRequest.model_fields.items()
     if facts_of(field)["group"] not in ("image", "inpaint", "outpaint", "control", "refiner")
-    and name not in ("pag_scale", "true_cfg_scale", "vae", "vae_tiling", "loras")  # what few need is said in `settings`
+    and name
+    not in (
+        "pag_scale",
+        "true_cfg_scale",
+        "vae",
+        "vae_tiling",
+        "loras",
+        "styles",
+    )  # what few need is said in `settings`
 }
 
 
@@ -57,7 +65,7 @@ def test_the_public_endpoints_are_these_and_are_documented(client: Client) -> No
     assert set(info["named_endpoints"]) == PUBLIC
     assert not info["unnamed_endpoints"]
     parameters = {p["parameter_name"]: p for p in info["named_endpoints"]["/txt2img"]["parameters"]}
-    assert set(parameters) == set(TEXT_FIELDS) | {"loras", "settings", "wait"}
+    assert set(parameters) == set(TEXT_FIELDS) | {"loras", "styles", "settings", "wait"}
     assert parameters["width"]["parameter_has_default"]
 
 
@@ -435,7 +443,7 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_the_forms_controls_are_the_requests_fields() -> None:
     groups = {facts_of(field).get("group") for field in GenerationRequest.model_fields.values()}
     listed = [name for group in sorted(map(str, groups)) for name in fields_of(GenerationRequest, group)]
-    assert sorted([*listed, "loras", *IMAGE_FIELDS, *UNIT_FIELDS]) == sorted(GenerationRequest.model_fields)
+    assert sorted([*listed, "loras", "styles", *IMAGE_FIELDS, *UNIT_FIELDS]) == sorted(GenerationRequest.model_fields)
     control = build_control(GenerationRequest, "num_inference_steps", 20)
     assert (control.minimum, control.maximum, control.value) == (1, 150, 20)  # type: ignore[attr-defined]
     clip = build_control(GenerationRequest, "clip_skip", 0)
@@ -444,3 +452,20 @@ def test_the_forms_controls_are_the_requests_fields() -> None:
         "clip_skip": 3,
         "prompt": "x",
     }
+
+
+def test_the_prompt_report_and_styles_of_the_api(client: Client, app: App) -> None:
+    told = client.predict(prompt="a (red:1.2) zorp", negative_prompt="x", guidance_scale=1, api_name="/prompt_report")
+    assert told["unknown_words"] == ["zorp"]
+    assert told["notes"] == ["The negative prompt is ignored because CFG Scale is 1."]
+    names = [style["name"] for style in client.predict(api_name="/styles")]
+    assert "Photograph" in names
+    made = client.predict(
+        prompt="a {red} star", styles=["Shapes: striped"], seed=1, num_inference_steps=2, api_name="/txt2img"
+    )
+    record = app.get(f"/studio/metadata/{made['images'][0]['id']}").json()["record"]
+    assert record["request"]["prompt"] == "a red star, striped style"
+    assert record["template"]["prompt"] == "a {red} star"
+    answer = httpx.post(f"{app.url}/studio/prompt-report", json={"prompt": "a " * 76, "width": 3}, timeout=30)
+    assert (answer.json()["prompt"]["tokens"], answer.json()["prompt"]["limit"]) == (76, 150)
+    assert httpx.post(f"{app.url}/studio/prompt-report", json={"prompt": 3}, timeout=30).status_code == 400

@@ -366,3 +366,23 @@ def test_a_picture_follows_another_one(page: Any, app: App, tmp_path: Path) -> N
     record = read_picture(path).record
     assert record
     assert [(unit.model, unit.preprocessor) for unit in record.request.controls] == [("shapes-canny", "canny")]
+
+
+def test_the_prompt_counts_its_tokens_and_tells_what_the_model_gets(page: Any) -> None:
+    """The counter follows the typing; a click opens the report; a click on a name puts it into the prompt."""
+    page.fill("#field-prompt textarea", "a (red:1.3) zorp circle")
+    page.wait_for_function("() => document.querySelector('#field-prompt .st-count')?.textContent === '6/75'")
+    page.click("#field-prompt .st-count")
+    report = page.wait_for_selector("#st-report:not([hidden])").inner_text()
+    assert "red ×1.3" in report
+    assert "does not know: zorp" in report
+    page.fill("#field-prompt textarea", "a circle __nowhere__")
+    page.wait_for_function(
+        "() => document.querySelector('#st-report').textContent.includes('There is no wildcard: nowhere')"
+    )
+    page.click("#group-words > button")
+    page.wait_for_selector("#st-words .st-panel-title")
+    page.fill("#field-styles input", "Shapes: striped")
+    page.keyboard.press("Enter")
+    page.fill("#field-prompt textarea", "a circle")
+    page.wait_for_function("() => document.querySelector('#field-prompt .st-count').textContent === '5/75'")

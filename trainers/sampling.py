@@ -11,12 +11,11 @@ from studio.engine.devices import Device
 from studio.engine.engine import Engine, Watch
 from studio.errors import InvalidRequest, StudioError
 from studio.events import Event, ImageReady
-from studio.records import ImageRecord, Job
+from studio.records import ImageRecord
 from studio.spec import GenerationRequest, parse_request
 from studio.store import writer
 from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
-from studio.store.jobs import new_job_id
 from studio.store.library import Library
 from trainers.configs import TrainingConfig
 
@@ -142,6 +141,4 @@ def _generate(
     commit: Callable[[bytes, ImageRecord], str],
     tell: Callable[[Event], None],
 ) -> None:
-    resolved, model = library.resolve(request, 0)
-    job = Job(id=new_job_id(), request=resolved, model=model, parts=library.parts_of(resolved))
-    engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))
+    engine.generate(library.job(request, 0), blobs.open, commit, Watch(tell, lambda: ""))

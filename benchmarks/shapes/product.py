@@ -9,7 +9,6 @@ from PIL import Image
 
 from studio.engine.devices import open_device
 from studio.engine.engine import Engine, Watch
-from studio.records import Job
 from studio.settings import ROOT
 from studio.spec import parse_request
 from studio.store.blobs import BlobStore, encode
@@ -38,8 +37,7 @@ class Product:
     def draw(self, **values: Any) -> np.ndarray:
         """Draw one picture, (H, W, 3) uint8."""
         wanted = self._library.with_files(parse_request(values), Path())
-        request, model = self._library.resolve(wanted, 1, canvas_size(wanted, self._blobs))
-        job = Job(id="product", request=request, model=model, parts=self._library.parts_of(request))
+        job = self._library.job(wanted, 1, canvas_size(wanted, self._blobs))
         made: list[bytes] = []
         watch = Watch(lambda event: None, lambda: "")
         self._engine.generate(job, self._blobs.open, lambda png, record: made.append(png) or "", watch)

@@ -140,9 +140,7 @@ class Dispatcher:
             if not is_reference(given):
                 raise InvalidRequest(name, f"{name} must be a picture that was uploaded, not a path")
         size = canvas_size(request, self.blobs)
-        resolved, model = self.library.resolve(request, secrets.randbelow(SEED_MAX - 64), size)
-        parts = self.library.parts_of(resolved)
-        return Job(id=new_job_id(), request=resolved, model=model, parts=parts, owner=owner, preview=self._preview)
+        return self.library.job(request, secrets.randbelow(SEED_MAX - 64), size, owner=owner, preview=self._preview)
 
     def ask(self, tool: ToolCall) -> ToolAnswer:
         """Let a tool work between two jobs.
@@ -163,7 +161,7 @@ class Dispatcher:
     def retry(self, job_id: str, owner: str) -> Job:
         """Queue an ended job once more, with the same seed."""
         entry = self._owned(job_id, owner)
-        return self.submit(entry.job.request, owner)
+        return self.submit(entry.job.given, owner)
 
     def cancel(self, job_id: str, owner: str | None) -> None:
         """Take a job out of the queue, or interrupt it if it runs; finished pictures stay."""
@@ -264,8 +262,16 @@ class Dispatcher:
         if current and current.forever and not event.interrupted:
             names = ("seed", "variation_seed") if entry.job.request.variation_strength else ("seed",)
             fresh = {name: secrets.randbelow(SEED_MAX - 64) for name in names}
-            again = entry.job.request.model_copy(update=fresh)
-            self.jobs.add(entry.job.model_copy(update={"id": new_job_id(), "request": again}), forever=True)
+            again = entry.job.model_copy(
+                update={"id": new_job_id(), "request": entry.job.request.model_copy(update=fresh)}
+            )
+            if again.template:  # a new seed chooses anew
+                try:
+                    again = self.prepare(again.given, entry.job.owner)
+                except StudioError as error:
+                    logger.warning("generate forever ends: %s", error)
+                    return
+            self.jobs.add(again, forever=True)
 
     def notices(self, job_id: str) -> list[str]:
         """Return what a person should know about a job's pictures; [] after a restart, while the pictures still say it."""

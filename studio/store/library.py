@@ -11,13 +11,15 @@ from studio.families import FAMILIES, detect_family
 from studio.fitting import check_refiner, check_request, task_problem, usable
 from studio.loras import take_tags
 from studio.parts import shape_of
-from studio.records import ModelRef, PartRef
+from studio.records import Expansion, Job, ModelRef, PartRef, Template
 from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
 from studio.store.hashes import Hashes
 from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_problem
 from studio.store.index import Database
+from studio.store.jobs import new_job_id
 from studio.store.parts import PartLibrary
+from studio.store.texts import TextLibrary
 
 WEIGHTS = (".safetensors", *PICKLES)
 DEPTH = 3
@@ -54,7 +56,7 @@ class Library:
         self, folders: tuple[Path, ...], database: Database | None = None, part_roots: tuple[Path, ...] = ()
     ) -> None:
         self.folders, self._hashes = folders, Hashes(database)
-        self.parts = PartLibrary(part_roots, self._hashes)
+        self.parts, self.texts = PartLibrary(part_roots, self._hashes), TextLibrary(part_roots)
         self._known: dict[Path, tuple[list[tuple[str, int, int]], Model]] = {}
 
     def models(self) -> list[Model]:
@@ -123,7 +125,7 @@ class Library:
         Raises:
             InvalidRequest: one sentence.
         """
-        request = self.with_loras(request)
+        request = self.with_loras(self.texts.filled(request, seed if request.seed == -1 else request.seed))
         model = self.get(request.model)
         if problem := task_problem(model.family, model.kind, request.task):
             raise InvalidRequest("model", f"model={model.id!r}: {problem}")
@@ -138,6 +140,39 @@ class Library:
             raise InvalidRequest("scheduler", problem)
         check_request(model.family, model.kind, filled)
         return filled, self.reference(model, filled.refiner)
+
+    def job(self, given: GenerationRequest, seed: int, size: tuple[int, int] | None = None, **facts: Any) -> Job:
+        """Resolve a request into a job; each group of pictures gets its own choices of a template.
+
+        Args:
+            given: as a person wrote it, its pictures stored.
+            seed: stands in for -1.
+            size: see `resolve`.
+            facts: what else the job says.
+
+        Raises:
+            InvalidRequest: one sentence.
+        """
+        request, model = self.resolve(given, seed, size)
+        template, expansions = None, ()
+        if self.texts.filled(given, request.seed) != given:
+            template = Template(**{name: getattr(given, name) for name in Template.model_fields})
+            expansions = self._expansions(given, request)
+        parts = expansions[0].parts if expansions else self.parts_of(request)
+        told: dict[str, Any] = {"template": template, "expansions": expansions, **facts}
+        return Job(id=new_job_id(), request=request, model=model, parts=parts, **told)
+
+    def _expansions(self, given: GenerationRequest, request: GenerationRequest) -> tuple[Expansion, ...]:
+        """Choose for each group of a resolved request; () if all say the same."""
+        made = []
+        for first in range(0, request.num_images_per_prompt, request.batch_size):
+            filled = self.with_loras(self.texts.filled(given, request.seed + first))
+            words = {name: getattr(filled, name) for name in Expansion.model_fields if name != "parts"}
+            now = parse_request(request.model_dump() | {name: getattr(filled, name) for name in words})
+            model = self.get(now.model)
+            check_request(model.family, model.kind, now)
+            made.append(Expansion(**words, parts=self.parts_of(now)))
+        return tuple(made) if any(one != made[0] for one in made) else ()
 
     def with_files(self, request: GenerationRequest, folder: Path) -> GenerationRequest:
         """Take in LoRA that a request names by their files, relative to a folder; elsewhere names are never paths."""
@@ -253,7 +288,7 @@ def read_model(name: str, folder: Path) -> Model:
             family=family,
             noise=noise,
             kind=kind,
-            shape=shape_of(denoiser, _vae_config(folder)),
+            shape=shape_of(denoiser, _vae_config(folder)) | _text_shape(folder, index, family),
             defaults=defaults,
             latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
             words=frozenset(facts.get("words", ())),
@@ -268,6 +303,15 @@ def read_model(name: str, folder: Path) -> Model:
 def _vae_config(folder: Path) -> dict[str, Any]:
     path = folder / "vae" / "config.json"
     return read_json(path) if path.is_file() else {}
+
+
+def _text_shape(folder: Path, index: dict[str, Any], family: str) -> dict[str, Any]:
+    """Return how wide the vectors are that a model's text encoders read; {} if its prompts have no syntax, so that names are words."""
+    if not FAMILIES[family].syntax:
+        return {}
+    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if (index.get(name) or [None])[0]]
+    configs = [read_json(folder / name / "config.json") for name in names]
+    return {"text_widths": tuple(config.get("hidden_size") or config.get("d_model") for config in configs)}
 
 
 def _noise(family: str, scheduler: str) -> str:

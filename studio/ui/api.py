@@ -17,10 +17,12 @@ from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
 from studio.spec import GenerationRequest, parse_request
 from studio.store.blobs import is_reference
+from studio.store.embeddings import embedding_rows
 from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
+from studio.ui.prompt_api import PromptApi
 from studio.ui.services import Services
 from studio.ui.upscale_panel import enlarging
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
@@ -33,7 +35,7 @@ class Api:
     """The endpoints over the page's services."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._services, self._prompts = services, PromptApi(services)
 
     def register(self) -> None:
         """Add all endpoints to the Blocks that is being built."""
@@ -51,6 +53,7 @@ class Api:
             self.gallery,
             self.job,
             self.cancel,
+            *self._prompts.endpoints,
         ):
             gr.api(answering(function), api_name=function.__name__, concurrency_limit=None, queue=False)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -80,6 +83,7 @@ class Api:
         eta: float = 0.0,
         clip_skip: int = 0,
         loras: list[dict[str, Any]] | None = None,
+        styles: list[str] | None = None,
         settings: dict[str, Any] | None = None,
         wait: bool = True,
         request: gr.Request = None,  # pyright: ignore[reportArgumentType]
@@ -87,7 +91,7 @@ class Api:
         """Draw pictures from a prompt.
 
         Args:
-            prompt: what to draw.
+            prompt: what to draw; `{a|b}` and `__wildcard__` are chosen for each picture (group of `batch_size`) by its seed.
             negative_prompt: what to avoid.
             model: id of a model, see `models`.
             width: in pixels, a multiple of 8; the model's own if not given.
@@ -111,6 +115,7 @@ class Api:
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
             loras: LoRA to apply, see `adapters`: [{"name": …, "weight": 1.0, "text_encoder_weight": …}].
+            styles: names of styles to put around the prompts, see `styles`.
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
                 `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the model's), `vae_tiling`.
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
@@ -119,7 +124,7 @@ class Api:
             The job as `job` describes it.
         """
         values = {name: value for name, value in locals().items() if name in GenerationRequest.model_fields}
-        values["loras"] = loras or ()
+        values |= {"loras": loras or (), "styles": styles or ()}
         return await self._draw(joined(values, settings), wait, request)
 
     async def img2img(
@@ -317,8 +322,9 @@ class Api:
         ]
 
     def adapters(self) -> list[dict[str, Any]]:
-        """List the LoRA that can be used: `id` is what `loras` names; `trigger_words`, `rank` … are what their files say."""
-        rows = lora_rows(self._services.library.parts.parts("lora"))
+        """List the LoRA and embeddings that can be used: `id` is what `loras` names, `names` call an embedding in a prompt."""
+        parts = self._services.library.parts
+        rows = lora_rows(parts.parts("lora")) + embedding_rows(parts.parts("embedding"))
         return [{name: value for name, value in row.items() if name != "problem"} for row in rows if not row["problem"]]
 
     def schedulers(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from studio.fitting import greyed
 from studio.parts import OWN_VAE
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
-from studio.store.library import unknown_words
+from studio.store.prompt_reports import unknown_to
 from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of, from_page, to_page
 from studio.ui.image_panel import ImagePanel, start_of
@@ -23,6 +23,7 @@ from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT
 from studio.ui.upscale_panel import upscaler_choices
 from studio.ui.vae_panel import offered, vae_choices
+from studio.ui.words_panel import WordsPanel
 from studio.upscalers import of_own_size
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class GenerateTab:
         self.controls: dict[str, Any] = {}
         self.control = ControlPanel(services, services.gallery.blobs)
         self.loras = LoraPanel(services)
-        self._panels = (self.control, self.loras)
+        self.words = WordsPanel(services)
+        self._panels = (self.control, self.loras, self.words)
         self.image = ImagePanel(services, self._panels)
         self._model = services.library.get(services.settings.model)
 
@@ -109,7 +111,8 @@ class GenerateTab:
             )
             made["interrupt"] = gr.Button(TEXT["interrupt"], elem_id="st-interrupt", scale=1, min_width=80)
             made["skip"] = gr.Button(TEXT["skip"], elem_id="st-skip", scale=1, min_width=60)
-        gr.HTML('<div id="st-message" role="alert" hidden></div>', padding=False)
+        message = '<div id="st-message" role="alert" hidden></div>'
+        gr.HTML(message + self.words.report(self._model.id), padding=False)
         folder = self._services.settings.model_folders[1]
         near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         made["demo"] = gr.Markdown(
@@ -124,6 +127,7 @@ class GenerateTab:
                     None, outputs=[self.controls["prompt"]], js=f"() => {json.dumps(example)}", api_visibility="private"
                 )
         self.controls |= self.image.build(values)
+        self.words.build(self._model.id)
         self.loras.build(self._model.id)
         self.control.build(self._model.id)
         with gr.Row():
@@ -184,6 +188,7 @@ class GenerateTab:
         model.change(self.control.use_model, [model, *self.control.models], self.control.targets, **private)
         page.load(self.control.offer, [model], self.control.targets, **private)
         self.loras.bind(page, model, controls["prompt"])
+        self.words.bind(page, model)
         model.change(lambda *chosen: offered(library, *chosen), [model, vae], [vae], **private)
         page.load(lambda chosen: gr.update(choices=vae_choices(library, chosen)), [model], [vae], **private)
         for event in (model.change, page.load):
@@ -196,7 +201,7 @@ class GenerateTab:
 
     def _bind(self, made: dict[str, Any], page: gr.Blocks, tabs: gr.Tabs) -> None:
         controls, private = self.controls, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        kept = controls | self.control.saved | self.loras.inputs
+        kept = controls | self.control.saved | self.loras.inputs | self.words.inputs
         names, boxes = list(kept), list(kept.values())
         made["generate"].click(
             self.submit,
@@ -240,7 +245,7 @@ class GenerateTab:
             api_visibility="private",
         )
         self._bind_model(made, page, private)
-        marks = usual() | {"control": self.control.usual, "lora": self.loras.usual}
+        marks = usual() | {"control": self.control.usual, "lora": self.loras.usual, "words": self.words.usual}
         page.load(
             None,
             inputs=boxes,
@@ -271,7 +276,7 @@ class GenerateTab:
     @property
     def inputs(self) -> dict[str, Any]:
         """Return the components that `wanted` reads, by name."""
-        panels = self.control.inputs | self.loras.inputs
+        panels = self.control.inputs | self.loras.inputs | self.words.inputs
         return self.controls | panels | {"editor": self.image.editor, "mask": self.image.mask}
 
     def wanted(self, values: dict[str, Any]) -> GenerationRequest:
@@ -288,11 +293,13 @@ class GenerateTab:
         if "image" not in pictures:  # sliders of a closed accordion, left from another picture
             plain |= dict.fromkeys(EXTENSIONS, 0)
         usable = self._services.library.usable(plain | pictures)
-        return of_own_size(parse_request(usable | self.control.taken(units) | self.loras.taken(units)))
+        for panel in self._panels:
+            usable |= panel.taken(units)
+        return of_own_size(parse_request(usable))
 
     def _note(self, request: GenerationRequest) -> str:
         notes = []
-        if words := unknown_words(request.prompt, self._services.library.get(request.model)):
+        if words := unknown_to(self._services.library, request):
             notes.append(TEXT["unknown"].format(words=", ".join(words[:8])))
         if request.negative_prompt and request.guidance_scale == 1:
             notes.append(TEXT["negative.ignored"])
@@ -338,7 +345,7 @@ class GenerateTab:
     @property
     def filled(self) -> list[Any]:
         """All components that `form_values` fills."""
-        panels = self.control.inputs | self.loras.inputs
+        panels = self.control.inputs | self.loras.inputs | self.words.inputs
         return [*self.controls.values(), self.image.editor, self.image.mask, *panels.values()]
 
     def form_values(self, values: dict[str, Any], *, pictures: bool = True) -> tuple[list[Any], list[str]]:
@@ -364,7 +371,8 @@ class GenerateTab:
         updates = [gr.skip() if shown.get(name) is None else shown[name] for name in self.controls]
         images, notes = self.image.shown(values if pictures else {})
         units, more = self.control.shown(values if pictures else {})
-        return [*updates, *images, *units, *rows], [*lost, *notes, *more, *missing]
+        styles = list(values.get("styles") or ())  # a finished picture's prompt has them already
+        return [*updates, *images, *units, *rows, styles], [*lost, *notes, *more, *missing]
 
 
 def usual() -> dict[str, dict[str, Any]]:

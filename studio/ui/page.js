@@ -76,7 +76,7 @@ window.studio = (() => {
   // A closed accordion tells that something inside is not as usual: `usual` is {group: {field: value}}, set by the page.
   function markGroups(form) {
     for (const [group, fields] of Object.entries(window.studioUsual || {})) {
-      const active = Object.entries(fields).some(([name, value]) => name in form && form[name] !== value);
+      const active = Object.entries(fields).some(([name, value]) => name in form && JSON.stringify(form[name]) !== JSON.stringify(value));
       $("#group-" + group)?.classList.toggle("st-active", active);
     }
   }

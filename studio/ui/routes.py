@@ -16,9 +16,11 @@ from starlette.routing import Route
 
 from studio.errors import StudioError
 from studio.settings import VERSION
+from studio.spec import parse_request
 from studio.store.gallery import visible
 from studio.store.index import Filter
 from studio.store.metadata import without_paths
+from studio.store.prompt_reports import PromptReports
 from studio.ui.services import Services
 
 PAGE = 50
@@ -26,6 +28,16 @@ LONG_POLL = 15.0  # seconds until a page that saw no change asks again
 MERGE = 0.002  # seconds in which several changes become one answer
 BODY_MAX = 200_000
 IDS_MAX = 2_000
+REPORTED = (
+    "prompt",
+    "negative_prompt",
+    "model",
+    "styles",
+    "guidance_scale",
+    "true_cfg_scale",
+    "num_inference_steps",
+    "seed",
+)
 
 
 class Routes:
@@ -33,7 +45,7 @@ class Routes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._instance = secrets.token_hex(4)
+        self._instance, self._reports = secrets.token_hex(4), PromptReports(services.library)
 
     def table(self) -> list[Route]:
         """Return all routes."""
@@ -50,6 +62,7 @@ class Routes:
             Route("/studio/zip", self.zip, methods=["POST"]),
             Route("/studio/job/{action}", self.job, methods=["POST"]),
             Route("/studio/plot/{action}", self.plot, methods=["POST"]),
+            Route("/studio/prompt-report", self.prompt_report, methods=["POST"]),
         ]
 
     def _owner(self, request: Request) -> str:
@@ -213,6 +226,16 @@ class Routes:
         except StudioError as error:
             return problem(error)
         return JSONResponse({})
+
+    async def prompt_report(self, request: Request) -> Response:
+        """Say what a model gets of a form's prompts; fields that have nothing to do with it are passed over."""
+        try:
+            body = await read_body(request)
+            wanted = parse_request({name: body[name] for name in REPORTED if body.get(name) not in (None, "")})
+            made = await run_in_threadpool(self._reports.report, wanted)
+        except StudioError as error:
+            return problem(error)
+        return JSONResponse(made.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
 
     def _visible(self, image_id: str, owner: str | None) -> bool:
         row = self._services.gallery.index.get(image_id)
