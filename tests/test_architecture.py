@@ -14,6 +14,7 @@ PURE = {
     "spec",
     "events",
     "families",
+    "latent_colours",
     "fitting",
     "schedulers",
     "settings",

@@ -29,9 +29,9 @@ from studio.engine.passes import (
     to_pixels,
 )
 from studio.engine.pipelines import PipelineManager
-from studio.engine.previews import encode_png
+from studio.engine.previews import ColourMaps, encode_png
 from studio.engine.prompts import encode_prompts
-from studio.engine.tasks import LoadImage, Start, told_size
+from studio.engine.tasks import LoadImage, Start, started
 from studio.engine.units import Units
 from studio.engine.upscale import enlarge
 from studio.engine.vae_check import check_vae
@@ -121,7 +121,7 @@ class Engine:
     ) -> None:
         self.device, self.pipelines, self.parts = device, PipelineManager(device), PartManager(device)
         self.adapters, self.preprocessors = AdapterManager(device), Preprocessors(annotators, device.place)
-        self._clock, self._name_image = clock, name_image
+        self._clock, self._name_image, self._colours = clock, name_image, ColourMaps()
 
     def unload(self) -> None:
         """Free all weights."""
@@ -199,11 +199,12 @@ class Engine:
         if start.unchanged is not None:
             return self._kept(job, start.unchanged, first, len(seeds), watch), ()
         notes: list[str] = []
+        known = job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb
         steps = Steps(
             lambda step, total: watch.report(job, first, step, total),
             preview_event(job.id, watch.save_preview, watch.emit) if watch.save_preview else None,
             watch.check,
-            job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb,
+            lambda pipe: known or self._colours.of(pipe),
             notes.append,
         )
         for last in (False, True):
@@ -263,9 +264,9 @@ class Engine:
         again = request.hires_steps or request.num_inference_steps or 0
         with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe, self._loras(pipe, job, steps):
             prompts = encode_prompts(pipe, request, job.model)
-            more = start.arguments(pipe, seeds)
+            more = start.arguments(pipe, seeds, pictures=request.task in family.pictures)
             if request.task == TEXT2IMAGE and request.variation_strength:
-                more["latents"] = mixed_noise(pipe, request, first, generators)
+                more["latents"] = mixed_noise(pipe, family, request, first, generators)
             if hires and request.hires_upscaler == LATENT:
                 more["decoded"] = False
             later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
@@ -291,8 +292,8 @@ class Engine:
             larger = partial(self._enlarge, job, size=size, told=lambda *_: steps.check())
             image = enlarged(pipe, made, request, larger, steps.notice)
             steps.begin()
-            more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
-            more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
+            wide: dict[str, int] = dict(zip(("width", "height"), request.hires_size, strict=True))
+            more = started(pipe, image, wide, request.hires_strength) | {"num_inference_steps": again}
             with units.applied(pipe, request.hires_size, len(seeds)) as steered:
                 return run_pass(steered, family, request, prompts, generators, steps, **more)
 

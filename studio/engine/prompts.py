@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from studio.engine.language import LANGUAGE_ENCODERS
 from studio.errors import InvalidRequest, shown
 from studio.families import FAMILIES, ModelFamily
 from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text
@@ -59,9 +60,9 @@ class Prompts:
         return changed
 
 
-def repeated(part: torch.Tensor, number: int) -> torch.Tensor:
-    """Repeat (1, ...) to (number, ...)."""
-    return part.repeat(number, *[1] * (part.ndim - 1))
+def repeated(part: Any, number: int) -> Any:
+    """Repeat (1, ...) to (number, ...); a list of one tensor, whose length may differ from another's, to one of `number`."""
+    return part * number if isinstance(part, list) else part.repeat(number, *[1] * (part.ndim - 1))
 
 
 def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef) -> Prompts:
@@ -157,7 +158,12 @@ def encode_flux(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
 
 
 Encoder = Callable[[Any, ModelFamily, dict[str, str], int], list[Embeddings]]
-ENCODERS: dict[str, Encoder] = {"clip": encode_clip, "sdxl": encode_sdxl, "sd3": encode_sd3, "flux": encode_flux}
+ENCODERS: dict[str, Encoder] = LANGUAGE_ENCODERS | {
+    "clip": encode_clip,
+    "sdxl": encode_sdxl,
+    "sd3": encode_sd3,
+    "flux": encode_flux,
+}
 
 
 def check_clip_skip(clip_skip: int, *encoders: Any) -> None:
