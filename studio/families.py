@@ -123,8 +123,8 @@ SD_KINDS = {"inpaint": {INPAINT: SD_PIPELINES[INPAINT]}}
 # UNets that were distilled to take guidance as a number, once a step: there is no second run for a negative prompt.
 LCM = {"time_cond_proj_dim": "lcm"}
 LCM_FIXED = {"lcm": {"negative_prompt": ""}}
-LCM_DEFAULTS = {"num_inference_steps": 8, "guidance_scale": 8.0}
-ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 1.0}
+LCM_DEFAULTS = {"num_inference_steps": 8, "guidance_scale": 8.0, "scheduler": "LCM"}
+ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 1.0, "scheduler": "Euler a"}
 ANCESTRAL = {"_class_name": "EulerAncestralDiscreteScheduler"}
 TRAILING = {"timestep_spacing": "trailing", "prediction_type": "epsilon"}
 SD_LOADING = {"safety_checker": None, "requires_safety_checker": False}
@@ -325,17 +325,23 @@ def pipelines_of(family: str, kind: str) -> dict[str, str]:
     return FAMILIES[family].kinds[kind] if kind else FAMILIES[family].pipelines
 
 
-def defaults_of(family: str, kind: str, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def defaults_of(
+    family: str, kind: str, configs: dict[str, dict[str, Any]], scheduler: str | None = None
+) -> dict[str, Any]:
     """Return the generation values that are usual for a model.
 
     Args:
         family: key of `FAMILIES`.
         kind: of the model.
-        configs: `model_index` and component -> the content of its config.
+        configs: component -> the content of its config.
+        scheduler: that it was saved with, which counts unless its kind was distilled for another.
     """
     fitting = (one for one in FAMILIES[family].variants if one.kind in ("", kind) and _has(configs, one.clues))
     found = next(fitting, None)
-    return FAMILIES[family].defaults | (found.defaults if found else {})
+    usual, saved = FAMILIES[family].defaults, {"scheduler": scheduler} if scheduler else {}
+    if found is None:
+        return usual | saved
+    return usual | saved | found.defaults if found.kind else usual | found.defaults | saved
 
 
 def _has(configs: dict[str, dict[str, Any]], clues: dict[str, dict[str, Any]]) -> bool:

@@ -14,6 +14,8 @@ PURE = {
     "spec",
     "events",
     "families",
+    "few_steps",
+    "family_table",
     "latent_colours",
     "fitting",
     "schedulers",

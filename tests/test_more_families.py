@@ -12,11 +12,15 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
+from studio.__main__ import main
 from studio.engine.latents import encode_picture, unscaled
 from studio.errors import InvalidRequest
 from studio.events import Progress
 from studio.families import FAMILIES
+from studio.family_table import family_rows, family_table
+from studio.few_steps import advice
 from studio.fitting import check_request
+from studio.settings import ROOT
 from studio.spec import IMAGE2IMAGE, INPAINT, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
@@ -289,6 +293,53 @@ def test_a_lora_counts_as_it_does_in_the_bare_pipeline(
 def test_what_diffusers_loads_no_lora_for_takes_none(models: Library) -> None:
     with pytest.raises(InvalidRequest, match="loras does not work with PixArt-Sigma; set it back to nothing"):
         check_request("pixart-sigma", "", parse_request({"loras": [{"name": "a"}], "width": 64, "height": 64}))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        (
+            "lcm-lora-sdv1-5",
+            {"num_inference_steps": 20},
+            "LCM, at most 8 steps, CFG Scale 1 to 2; here it is Euler a, 20 steps",
+        ),
+        ("lcm-lora-sdv1-5", {"scheduler": "LCM", "num_inference_steps": 6, "guidance_scale": 1.5}, ""),
+        (
+            "speed/sdxl_lightning_4step",
+            {"num_inference_steps": 4, "scheduler": "Euler", "guidance_scale": 7.0},
+            "here it is Euler, 4 steps, CFG Scale 7",
+        ),
+        ("SDXL-Hyper", {"num_inference_steps": 4, "scheduler": "TCD", "guidance_scale": 1.0}, ""),
+        ("Hyper-SD15-12steps-CFG-lora", {"num_inference_steps": 12}, ""),
+        ("my cat", {"num_inference_steps": 30}, ""),
+        ("volcmore", {"num_inference_steps": 30}, ""),
+    ],
+)
+def test_a_lora_for_few_steps_tells_what_it_wants(name: str, values: dict[str, Any], said: str) -> None:
+    plain = {"width": 512, "height": 512, "scheduler": "Euler a", "guidance_scale": 7.0, "num_inference_steps": 20}
+    told = list(advice(parse_request(plain | values | {"loras": [{"name": name}]}), "diffusion"))
+    assert bool(told) is bool(said)
+    assert not told or said in told[0]
+    assert not list(advice(parse_request(plain | values | {"loras": [{"name": name, "weight": 0}]}), "diffusion"))
+
+
+def test_few_steps_along_a_flow_need_no_other_sampler() -> None:
+    plain = {"width": 64, "height": 64, "scheduler": "Flow Euler", "loras": [{"name": "Qwen-Image-Lightning-4steps"}]}
+    assert not list(advice(parse_request(plain | {"guidance_scale": 1.0, "num_inference_steps": 4}), "flow"))
+    (told,) = advice(parse_request(plain | {"guidance_scale": 4.0, "num_inference_steps": 40}), "flow")
+    assert "few steps: at most 8 steps, CFG Scale 1; here it is Flow Euler, 40 steps, CFG Scale 4" in told
+
+
+def test_the_table_in_the_docs_is_the_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
+    table = family_table()
+    assert table in (ROOT / "docs" / "families.md").read_text(encoding="utf-8"), "put in `python -m studio families`"
+    assert main(["families"]) == 0
+    assert capsys.readouterr().out.strip() == table
+    rows = {(row["name"], row["kind"]): row for row in family_rows()}
+    assert rows["pixart-sigma", ""]["tasks"] == ("text2image",)
+    assert {"hires_scale", "loras", "clip_skip"} <= set(rows["pixart-sigma", ""]["not"])
+    assert rows["flux2-klein", "distilled"]["fixed"]["guidance_scale"] == 1.0
+    assert rows["z-image", ""]["schedulers"] == ("Flow Euler",)
 
 
 def test_the_solvers_of_sana_and_pixart_work(make: Draw) -> None:

@@ -38,6 +38,7 @@ from studio.engine.vae_check import check_vae
 from studio.errors import DeviceError
 from studio.events import Event, Finished, ImageReady, Notice, Progress, Started, Stop
 from studio.families import FAMILIES
+from studio.few_steps import advice
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
 from studio.tools import PreprocessCall, ToolCall
@@ -254,6 +255,8 @@ class Engine:
     def _loras(self, pipe: Any, job: Job, steps: Steps) -> AbstractContextManager[None]:
         """Return what applies a job's LoRA to its model while its pictures are made."""
         files = {part.id: part for part in job.parts if part.kind == "lora"}
+        for sentence in advice(job.request, job.model.noise):
+            steps.notice(sentence)
         return self.adapters.applied(pipe, [(spec, files[spec.name]) for spec in job.request.loras], steps.notice)
 
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:

@@ -243,7 +243,7 @@ def read_model(name: str, folder: Path) -> Model:
                 if SCHEDULERS[name].noise == noise
             )
         own = facts.get("defaults", {})
-        defaults = defaults_of(family, kind, {"scheduler": schedule}) | {"scheduler": usual}
+        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual)
         checked = parse_request(own).model_dump()  # a typo or a wrong value is told, and names become ours
         defaults |= {field: checked[field] for field in own}
         return Model(
