@@ -17,6 +17,7 @@ from studio.engine.adapters import AdapterManager
 from studio.engine.canvas import fit, flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
+from studio.engine.memory import let_go, too_little
 from studio.engine.parts import PartManager
 from studio.engine.passes import (
     Steps,
@@ -214,11 +215,10 @@ class Engine:
                     made = self._passes(job, given, first, seeds, steps)
                 break
             except torch.OutOfMemoryError as error:
+                let_go(error)
                 if last:
-                    size = f"{request.width} x {request.height}, {len(seeds)} at once"
-                    raise DeviceError(
-                        f"{self.device.title} has too little memory for {size}; make pictures smaller or lower the batch size"
-                    ) from error
+                    self.pipelines.collect()
+                    raise DeviceError(too_little(self.device.title, request, len(seeds))) from error
             self.parts.unload()  # what earlier jobs left may be what takes the room
             self.pipelines.unload()
         return start.finish(to_pixels(made)), tuple(dict.fromkeys([*start.notes, *notes]))
