@@ -13,7 +13,7 @@ import yaml
 
 from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
-from studio.families import FAMILIES
+from studio.family_table import family_rows, family_table
 from studio.lease import DeviceLease, FolderLock
 from studio.plot_command import add_flags
 from studio.prompt_command import add_flags as prompt_flags
@@ -283,10 +283,11 @@ def schedulers(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 def families(settings: Settings, flags: argparse.Namespace) -> int:
-    """`families`: supported model families and their tasks."""
-    return show(
-        [{"name": name, "title": f.title, "tasks": tuple(f.pipelines)} for name, f in FAMILIES.items()], flags.json
-    )
+    """`families`: what each model family can do; without JSON the table of docs/families.md."""
+    if flags.json:
+        return show(family_rows(), True)
+    print(family_table())
+    return DONE
 
 
 def reindex(settings: Settings, flags: argparse.Namespace) -> int:

@@ -4,10 +4,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.errors import ModelError
+from studio.latent_colours import FLUX_LATENT_RGB, SD3_LATENT_RGB, SD_LATENT_RGB, SDXL_LATENT_RGB
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
 from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
 
+GUIDED = {"guidance_scale": "guidance_scale"}
 LatentRgb = tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Models of a family that are used in another way, though they can do the same.
+
+    Attributes:
+        title: as people call them.
+        defaults: in place of the family's.
+        clues: component of the pipeline -> entries of its config that only they have.
+        kind: that they are of.
+    """
+
+    title: str
+    defaults: dict[str, Any]
+    clues: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -18,7 +37,8 @@ class ModelFamily:
         title: as people call it.
         pipelines: task -> diffusers class name, for a model of the usual kind.
         defaults: generation values for a model that has no `studio.yaml`.
-        latent_rgb: (C + 1, 3) linear map from latents to colour: one row a channel, then a constant.
+        latent_rgb: (C + 1, 3) linear map from latents to colour: one row a channel, then a constant; () if the model's own
+            autoencoder shall tell.
         prompts: key of `engine.prompts.ENCODERS`: which text encoders there are and how their results are joined.
         cross_attention_dims: tells apart families that share a pipeline class; empty for the one that takes all others.
         channels: input channels of the denoiser -> kind; "" is the usual one.
@@ -31,14 +51,25 @@ class ModelFamily:
         text_limits: lengths, ascending, that the T5 encoder's tokens are padded to; nothing longer is read.
         syntax: whether its text encoders can weigh words, so that A1111's prompt syntax means something; else brackets are text.
         size_step: of width and height in pixels: cells of the autoencoder times patches of the denoiser.
-        marks: flags of `model_index.json` that make a model another kind.
+        marks: flags of `model_index.json` or of the denoiser's config that make a model another kind.
+        others: further pipeline classes that a model may have been saved as.
+        variants: models that want other defaults.
+        fixed: kind -> request field -> the one value that it can have.
+        pictures: tasks whose pipelines encode the picture themselves and take no latents.
+        lora: whether diffusers can load LoRA for it.
+        lora_targets: the denoiser's layers that LoRA are usually trained on.
         pag_pipelines: task -> diffusers class name with perturbed attention guidance.
         options: request fields beyond everybody's that have a meaning here; others must keep their defaults.
-        arguments: request fields that every call of a pipeline is given under the same name.
+        arguments: request fields that every call of a pipeline is given -> the pipeline's name for them.
+        guidance_offset: how much less a pipeline counts guidance, where it adds `w` times the difference to what the prompt says
+            (Ho & Salimans 2022, arXiv:2207.12598, equation 6): its 0 is CFG 1.
+        call_options: what every call is told besides.
+        float_noise: whether pipelines draw noise in float32 whatever the weights are in.
         guidance: the request field that switches the negative prompt on when it is above 1.
         interval_tasks: where guidance can be switched half-way.
         rescale_tasks: whose pipelines can rescale guidance.
         switched: for that: the pipeline's tensor -> the embedding it is made of, "" for rows that are the same with and without.
+        denoiser_config: entries that a pipeline asks of the denoiser's config though its class has none of that name.
         load_options: what the pipeline classes are told when they are made.
     """
 
@@ -51,6 +82,12 @@ class ModelFamily:
     channels: dict[int, str] = field(default_factory=lambda: {4: "", 9: "inpaint"})
     kinds: dict[str, dict[str, str]] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
+    others: frozenset[str] = frozenset()
+    variants: tuple[Variant, ...] = ()
+    fixed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: frozenset[str] = frozenset()
+    lora: bool = True
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     pag_pipelines: dict[str, str] = field(default_factory=dict)
     units: frozenset[str] = frozenset(UNIT_FIELDS)
     control_modes: frozenset[str] = frozenset(MODE_LABELS)
@@ -61,67 +98,16 @@ class ModelFamily:
     syntax: bool = True
     size_step: int = 8
     options: frozenset[str] = frozenset({"eta", "guidance_rescale", "clip_skip"})
-    arguments: tuple[str, ...] = ("guidance_scale", "eta")
+    arguments: dict[str, str] = field(default_factory=lambda: dict(GUIDED, eta="eta"))
+    guidance_offset: float = 0.0
+    call_options: dict[str, Any] = field(default_factory=dict)
+    float_noise: bool = False
     guidance: str = "guidance_scale"
     interval_tasks: frozenset[str] = frozenset({TEXT2IMAGE, IMAGE2IMAGE})
     rescale_tasks: frozenset[str] = frozenset({TEXT2IMAGE})
     switched: dict[str, str] = field(default_factory=lambda: {"prompt_embeds": "prompt_embeds"})
+    denoiser_config: dict[str, Any] = field(default_factory=dict)
     load_options: dict[str, Any] = field(default_factory=dict)
-
-
-# Maps for cheap previews, as A1111 and ComfyUI have them: a row a latent channel, then the constant.
-SD_LATENT_RGB = (
-    (0.298, 0.207, 0.208),
-    (0.187, 0.286, 0.173),
-    (-0.158, 0.189, 0.264),
-    (-0.184, -0.271, -0.473),
-    (0.0, 0.0, 0.0),
-)
-SDXL_LATENT_RGB = (
-    (0.3651, 0.4232, 0.4341),
-    (-0.2533, -0.0042, 0.1068),
-    (0.1076, 0.1111, -0.0362),
-    (-0.3165, -0.2492, -0.2188),
-    (0.1084, -0.0175, -0.0011),
-)
-SD3_LATENT_RGB = (
-    (-0.0922, -0.0175, 0.0749),
-    (0.0311, 0.0633, 0.0954),
-    (0.1994, 0.0927, 0.0458),
-    (0.0856, 0.0339, 0.0902),
-    (0.0587, 0.0272, -0.0496),
-    (-0.0006, 0.1104, 0.0309),
-    (0.0978, 0.0306, 0.0427),
-    (-0.0042, 0.1038, 0.1358),
-    (-0.0194, 0.0020, 0.0669),
-    (-0.0488, 0.0130, -0.0268),
-    (0.0922, 0.0988, 0.0951),
-    (-0.0278, 0.0524, -0.0542),
-    (0.0332, 0.0456, 0.0895),
-    (-0.0069, -0.0030, -0.0810),
-    (-0.0596, -0.0465, -0.0293),
-    (-0.1448, -0.1463, -0.1189),
-    (0.2394, 0.2135, 0.1925),
-)
-FLUX_LATENT_RGB = (
-    (-0.0346, 0.0244, 0.0681),
-    (0.0034, 0.0210, 0.0687),
-    (0.0275, -0.0668, -0.0433),
-    (-0.0174, 0.0160, 0.0617),
-    (0.0859, 0.0721, 0.0329),
-    (0.0004, 0.0383, 0.0115),
-    (0.0405, 0.0861, 0.0915),
-    (-0.0236, -0.0185, -0.0259),
-    (-0.0245, 0.0250, 0.1180),
-    (0.1008, 0.0755, -0.0421),
-    (-0.0515, 0.0201, 0.0011),
-    (0.0428, -0.0012, -0.0036),
-    (0.0817, 0.0765, 0.0749),
-    (-0.1264, -0.0522, -0.1103),
-    (-0.0280, -0.0881, -0.0499),
-    (-0.1262, -0.0982, -0.0778),
-    (-0.0329, -0.0718, -0.0851),
-)
 
 
 def _classes(text2image: str, image2image: str = "", inpaint: str = "") -> dict[str, str]:
@@ -134,14 +120,43 @@ SD_PAG = _classes(
     "StableDiffusionPAGPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline"
 )
 SD_KINDS = {"inpaint": {INPAINT: SD_PIPELINES[INPAINT]}}
+# UNets that were distilled to take guidance as a number, once a step: there is no second run for a negative prompt.
+LCM = {"time_cond_proj_dim": "lcm"}
+LCM_FIXED = {"lcm": {"negative_prompt": ""}}
+LCM_DEFAULTS = {"num_inference_steps": 8, "guidance_scale": 8.0, "scheduler": "LCM"}
+ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 1.0, "scheduler": "Euler a"}
+ANCESTRAL = {"_class_name": "EulerAncestralDiscreteScheduler"}
+TRAILING = {"timestep_spacing": "trailing", "prediction_type": "epsilon"}
 SD_LOADING = {"safety_checker": None, "requires_safety_checker": False}
+SDXL_PIPELINES = _classes(
+    "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"
+)
+# Transformers that follow flows, with a language model or T5 to read the prompt: no control units, and nothing changes half-way.
+TRANSFORMER: dict[str, Any] = {
+    "units": frozenset(),
+    "noise": "flow",
+    "refused_schedulers": frozenset({"Flow Heun"}),  # takes no noise levels from the pipeline
+    "syntax": False,
+    "size_step": 16,
+    "options": frozenset(),
+    "arguments": GUIDED,
+    "interval_tasks": frozenset(),
+    "rescale_tasks": frozenset(),
+    "switched": {},
+}
+# Sizes are what a person chose; captions are not rewritten by packages that may or may not be installed.
+AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None}
 FAMILIES: dict[str, ModelFamily] = {
     "sd1": ModelFamily(
         "Stable Diffusion 1.x",
         SD_PIPELINES,
         {"width": 512, "height": 512, "num_inference_steps": 20, "guidance_scale": 7.0, "scheduler": "Euler a"},
         SD_LATENT_RGB,
-        kinds=SD_KINDS,
+        kinds=SD_KINDS | {"lcm": SD_PIPELINES},
+        marks=LCM,
+        others=frozenset({"LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"}),
+        variants=(Variant("LCM", LCM_DEFAULTS, kind="lcm"),),
+        fixed=LCM_FIXED,
         pag_pipelines=SD_PAG,
         load_options=SD_LOADING,
     ),
@@ -153,20 +168,28 @@ FAMILIES: dict[str, ModelFamily] = {
         cross_attention_dims=frozenset({1024}),
         channels={4: "", 9: "inpaint", 5: "depth"},
         kinds=SD_KINDS | {"depth": {IMAGE2IMAGE: "StableDiffusionDepth2ImgPipeline"}},
+        variants=(Variant("SD Turbo", {"width": 512, "height": 512} | ONE_STEP, {"scheduler": TRAILING}),),
         pag_pipelines=SD_PAG,
         load_options=SD_LOADING,
     ),
     "sdxl": ModelFamily(
         "Stable Diffusion XL",
-        _classes("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+        SDXL_PIPELINES,
         {"width": 1024, "height": 1024, "num_inference_steps": 30, "guidance_scale": 6.0, "scheduler": "Euler"},
         SDXL_LATENT_RGB,
         "sdxl",
         kinds={
             "inpaint": {INPAINT: "StableDiffusionXLInpaintPipeline"},
             "refiner": _classes("", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+            "lcm": SDXL_PIPELINES,
         },
-        marks={"requires_aesthetics_score": "refiner"},
+        marks={"requires_aesthetics_score": "refiner"} | LCM,
+        fixed=LCM_FIXED,
+        variants=(
+            Variant("LCM", LCM_DEFAULTS, kind="lcm"),
+            Variant("SDXL Turbo", {"width": 512, "height": 512} | ONE_STEP, {"scheduler": ANCESTRAL | TRAILING}),
+            Variant("SDXL Lightning", {"num_inference_steps": 4, "guidance_scale": 1.0}, {"scheduler": TRAILING}),
+        ),
         options=frozenset({"eta", "guidance_rescale", "clip_skip", "refiner"}),
         pag_pipelines=_classes(
             "StableDiffusionXLPAGPipeline", "StableDiffusionXLPAGImg2ImgPipeline", "StableDiffusionXLPAGInpaintPipeline"
@@ -189,7 +212,7 @@ FAMILIES: dict[str, ModelFamily] = {
         text_limits=(256, 512),
         size_step=16,
         options=frozenset({"clip_skip"}),
-        arguments=("guidance_scale",),
+        arguments=GUIDED,
         interval_tasks=frozenset({TEXT2IMAGE}),  # diffusers 0.42: img2img's callback cannot change the pooled prompt
         switched={"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "pooled_prompt_embeds"},
     ),
@@ -209,10 +232,90 @@ FAMILIES: dict[str, ModelFamily] = {
         syntax=False,
         size_step=16,
         options=frozenset({"true_cfg_scale"}),
-        arguments=("guidance_scale", "true_cfg_scale"),
+        arguments=dict(GUIDED, true_cfg_scale="true_cfg_scale"),
         guidance="true_cfg_scale",
         interval_tasks=frozenset(),
         switched={},
+    ),
+    "z-image": ModelFamily(
+        "Z-Image",
+        _classes("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+        {"width": 1024, "height": 1024, "num_inference_steps": 50, "guidance_scale": 5.0, "scheduler": "Flow Euler"},
+        FLUX_LATENT_RGB,  # it has Flux.1's autoencoder
+        "z_image",
+        channels={16: ""},
+        variants=(
+            Variant("Z-Image Turbo", {"num_inference_steps": 8, "guidance_scale": 1.0}, {"scheduler": {"shift": 3.0}}),
+        ),
+        pictures=frozenset({INPAINT}),  # diffusers 0.42: encodes what it is given for the masked part, even latents
+        text_limits=(512,),
+        guidance_offset=1.0,
+        float_noise=True,
+        **TRANSFORMER,
+    ),
+    "flux2-klein": ModelFamily(
+        "Flux.2 klein",
+        # Its image to image is its inpainting of the whole picture, which the model also sees as a reference.
+        _classes("Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinInpaintPipeline"),
+        {"width": 1024, "height": 1024, "num_inference_steps": 28, "guidance_scale": 4.0, "scheduler": "Flow Euler"},
+        (),
+        "flux2",
+        channels={128: ""},
+        kinds={"distilled": _classes("Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinInpaintPipeline")},
+        marks={"is_distilled": "distilled"},
+        lora_targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj"),
+        fixed={"distilled": {"guidance_scale": 1.0, "negative_prompt": ""}},
+        variants=(
+            Variant("Flux.2 klein, distilled", {"num_inference_steps": 4, "guidance_scale": 1.0}, kind="distilled"),
+        ),
+        text_limits=(512,),
+        **TRANSFORMER,
+    ),
+    "qwen-image": ModelFamily(
+        "Qwen-Image",
+        _classes("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+        {"width": 1328, "height": 1328, "num_inference_steps": 40, "guidance_scale": 4.0, "scheduler": "Flow Euler"},
+        (),
+        "qwen_image",
+        channels={64: ""},
+        text_limits=(1024,),
+        call_options={"max_sequence_length": 1024},
+        **dict(TRANSFORMER, arguments={"guidance_scale": "true_cfg_scale"}),
+    ),
+    "chroma": ModelFamily(
+        "Chroma",
+        _classes("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+        {"width": 1024, "height": 1024, "num_inference_steps": 35, "guidance_scale": 5.0, "scheduler": "Flow Euler"},
+        FLUX_LATENT_RGB,
+        "chroma",
+        channels={64: ""},
+        text_limits=(512,),
+        denoiser_config={"guidance_embeds": False},  # diffusers 0.42: ChromaInpaintPipeline, which does not use it
+        **TRANSFORMER,
+    ),
+    "pixart-sigma": ModelFamily(
+        "PixArt-Sigma",
+        _classes("PixArtSigmaPipeline"),
+        {"width": 1024, "height": 1024, "num_inference_steps": 20, "guidance_scale": 4.5, "scheduler": "DPM++ 2M"},
+        SDXL_LATENT_RGB,
+        "pixart",
+        channels={4: ""},
+        lora=False,
+        text_limits=(300,),
+        call_options=AS_GIVEN,
+        **dict(TRANSFORMER, noise="", options=frozenset({"eta"}), arguments=dict(GUIDED, eta="eta")),
+    ),
+    "sana": ModelFamily(
+        "Sana",
+        _classes("SanaPipeline"),
+        {"width": 1024, "height": 1024, "num_inference_steps": 20, "guidance_scale": 4.5, "scheduler": "Flow DPM++ 2M"},
+        (),
+        "sana",
+        channels={32: ""},
+        text_limits=(300,),
+        call_options=AS_GIVEN,
+        float_noise=True,
+        **dict(TRANSFORMER, noise="flow-solver", size_step=32),
     ),
 }
 
@@ -220,6 +323,31 @@ FAMILIES: dict[str, ModelFamily] = {
 def pipelines_of(family: str, kind: str) -> dict[str, str]:
     """Return task -> diffusers class name for a model; the first is what it is loaded as."""
     return FAMILIES[family].kinds[kind] if kind else FAMILIES[family].pipelines
+
+
+def defaults_of(
+    family: str, kind: str, configs: dict[str, dict[str, Any]], scheduler: str | None = None
+) -> dict[str, Any]:
+    """Return the generation values that are usual for a model.
+
+    Args:
+        family: key of `FAMILIES`.
+        kind: of the model.
+        configs: component -> the content of its config.
+        scheduler: that it was saved with, which counts unless its kind was distilled for another.
+    """
+    fitting = (one for one in FAMILIES[family].variants if one.kind in ("", kind) and _has(configs, one.clues))
+    found = next(fitting, None)
+    usual, saved = FAMILIES[family].defaults, {"scheduler": scheduler} if scheduler else {}
+    if found is None:
+        return usual | saved
+    return usual | saved | found.defaults if found.kind else usual | found.defaults | saved
+
+
+def _has(configs: dict[str, dict[str, Any]], clues: dict[str, dict[str, Any]]) -> bool:
+    return all(
+        configs.get(part, {}).get(name) == value for part, entries in clues.items() for name, value in entries.items()
+    )
 
 
 def detect_family(index: dict[str, Any], denoiser: dict[str, Any]) -> tuple[str, str]:
@@ -246,9 +374,10 @@ def detect_family(index: dict[str, Any], denoiser: dict[str, Any]) -> tuple[str,
             f"the denoiser has {channels} input channels (5: depth, 8: instructions), which is not supported yet; "
             f"{FAMILIES[name].title}: {', '.join(f'{number} ({kind or TEXT2IMAGE})' for number, kind in kinds.items())}"
         )
-    mark = next((kind for flag, kind in FAMILIES[name].marks.items() if index.get(flag)), "")
-    return name, mark or kinds[channels]
+    told = (kind for flag, kind in FAMILIES[name].marks.items() if index.get(flag) or denoiser.get(flag))
+    return name, kinds[channels] or next(told, "")
 
 
 def _class_names(family: ModelFamily) -> set[str]:
-    return set(family.pipelines.values()) | {name for tasks in family.kinds.values() for name in tasks.values()}
+    tables = (family.pipelines, *family.kinds.values())
+    return set(family.others) | {name for table in tables for name in table.values()}

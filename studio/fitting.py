@@ -36,9 +36,19 @@ def barred(family: str, kind: str, task: str) -> dict[str, str]:
         why |= dict.fromkeys(INTERVAL, here)
     if kind or task not in facts.pag_pipelines:
         why["pag_scale"] = here
+    if IMAGE2IMAGE not in pipelines_of(family, kind):
+        why["hires_scale"] = model
+    if not facts.lora:
+        why["loras"] = model
+    why |= dict.fromkeys(facts.fixed.get(kind, ()), model)
     if task != TEXT2IMAGE:
         why = dict.fromkeys((*WITHOUT_IMAGE, "refiner"), "works only without an image") | why
     return why
+
+
+def neutral(family: str, kind: str, name: str) -> Any:
+    """Return the only value that a field which `barred` names can have."""
+    return FAMILIES[family].fixed.get(kind, {}).get(name, GenerationRequest.model_fields[name].default)
 
 
 def greyed(family: str, kind: str) -> dict[str, dict[str, str]]:
@@ -177,11 +187,16 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
         again = barred(family, kind, IMAGE2IMAGE)
         off |= {name: again[name] for name in (*INTERVAL, "pag_scale") if name in again}
     for name, why in off.items():
-        default = GenerationRequest.model_fields[name].default
-        if getattr(request, name) != default and not (name == "hires_scale" and request.only_enlarges):
-            raise InvalidRequest(name, f"{name} {why}; set it back to {default if default is not None else 'nothing'}")
+        only = neutral(family, kind, name)
+        if getattr(request, name) != only and not (name == "hires_scale" and request.only_enlarges):
+            raise InvalidRequest(name, f"{name} {why}; set it back to {only or 'nothing'}")
     if request.scheduler in facts.refused_schedulers:
         raise InvalidRequest("scheduler", f"scheduler={request.scheduler!r} does not work with {facts.title}")
+    if request.task in facts.pictures and request.masked_content not in ("original", "fill"):
+        raise InvalidRequest(
+            "masked_content",
+            f"masked_content={request.masked_content!r} does not work with {facts.title}; use original or fill",
+        )
     for name in ("pag_scale", "refiner"):
         _check_alone(request, name)
     _check_units(family, request)

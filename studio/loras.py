@@ -116,8 +116,10 @@ def trained_for(shapes: dict[str, list[int]]) -> dict[str, Any]:
     downs = {_DOWN.sub("", key): shape for key, shape in shapes.items() if _DOWN.search(key)}
     if not downs:
         raise ModelError("it has no LoRA weights (lora_down, lora_A); put the LoRA's own file here")
+    if any("to_qkv_mlp_proj" in key for key in downs):
+        return {"denoiser": "Flux2Transformer2DModel"}
     if any("single_transformer_blocks" in key or "single_blocks" in key for key in downs):
-        return {"denoiser": "FluxTransformer2DModel"}
+        return {"single_blocks": True}  # Flux.1, Chroma, and Flux.2 in other tools' keys, which call their layers alike
     if any("joint_blocks" in key for key in downs):
         return {"denoiser": "SD3Transformer2DModel"}
     added = [shape for key, shape in downs.items() if "add_k_proj" in key and len(shape) > 1]

@@ -47,6 +47,7 @@ JOINT_SHAPE = {
 }  # Flux and Stable Diffusion 3 differ in the channels, if in nothing else
 SD3_TEXT = ("joint_attention_dim", "caption_projection_dim")
 SD3_SHAPE = JOINT_SHAPE | {name: name for name in SD3_TEXT}
+VAE = "AutoencoderKL"
 CONTROLNET_FOLDERS = ("ControlNet", "controlnet")
 KINDS = {
     "controlnet": PartKind(
@@ -61,7 +62,7 @@ KINDS = {
     "ip_adapter": PartKind("IP-Adapter", "controlnets", {}, CONTROLNET_FOLDERS),
     "upscaler": PartKind("upscaler", "upscalers", {}),
     "lora": PartKind("LoRA", "loras", {}, ("Lora", "LoRA", "lora", "LyCORIS"), deep=True),
-    "vae": PartKind("VAE", "vae", {"AutoencoderKL": {}}, ("VAE",)),
+    "vae": PartKind("VAE", "vae", {VAE: {}}, ("VAE",)),
     "embedding": PartKind("embedding", "embeddings", {}, ("Embeddings", "models/embeddings"), deep=True, beside=True),
 }
 UNIT_KINDS = {"controls": "controlnet", "t2i_adapters": "t2i_adapter", "ip_adapters": "ip_adapter"}
@@ -107,13 +108,16 @@ def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     """Return what parts must agree with, from the `config.json` of a denoiser and of an autoencoder.
 
     Besides entries of the config: `denoiser`, its class; `inner_dim`, the width of a transformer; `attention_layers`, how often a
-    transformer attends, which an IP-Adapter must have weights for. A model that reads embeddings has `text_widths` too.
+    transformer attends, which an IP-Adapter must have weights for; `single_blocks`, whether blocks see text and picture as one. A model
+    that reads embeddings has `text_widths` too.
     """
     names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
     shape = {name: denoiser[name] for name in names if denoiser.get(name) is not None}
     shape["denoiser"] = denoiser.get("_class_name")
     if "joint_attention_dim" in denoiser:
         shape["inner_dim"] = denoiser.get("num_attention_heads", 0) * denoiser.get("attention_head_dim", 0)
+    if denoiser.get("num_single_layers"):
+        shape["single_blocks"] = True
     if denoiser.get("num_layers") is not None:
         shape["attention_layers"] = denoiser["num_layers"] + len(denoiser.get("dual_attention_layers") or ())
     return shape | vae_shape(vae)
@@ -121,8 +125,10 @@ def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
 
 def vae_shape(config: dict[str, Any]) -> dict[str, Any]:
     """Return what two autoencoders of a family have in common; what an old `config.json` leaves out is AutoencoderKL's default."""
+    channels = config.get("latent_channels", config.get("z_dim", 4))
+    kind = config.get("_class_name", VAE)
     return {
-        "latent_channels": config.get("latent_channels", 4),
+        "latent_channels": channels if kind == VAE else f"{channels} ({kind})",  # no other class can stand in for it
         "scaling_factor": config.get("scaling_factor", 0.18215),
         "downscale_factor": 2 ** (len(config.get("block_out_channels", (64,))) - 1),
     }

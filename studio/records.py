@@ -13,7 +13,7 @@ class ModelRef(Frozen):
         path: folder with `model_index.json`.
         family: key of `families.FAMILIES`.
         sha256: of its files' names and contents.
-        noise: `diffusion`, `edm` or `flow`: which schedulers can work.
+        noise: `diffusion`, `edm`, `flow` or `flow-solver`: which schedulers can work.
         kind: `""`, or a key of `ModelFamily.kinds` for a model that can do less: `inpaint`, `depth`, `refiner`.
         latent_rgb: (C + 1, 3) linear map from latents to colour for previews, or () for the family's.
         refiner: the model that draws the last steps, if the request names one.

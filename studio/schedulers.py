@@ -29,7 +29,7 @@ class Scheduler:
         class_name: in diffusers.
         sigmas: the schedule types that the class can follow.
         overrides: of the model's scheduler config.
-        noise: the kind of model it works for: `diffusion`, `edm` or `flow`.
+        noise: the kind of model it works for: `diffusion`, `edm`, `flow` or `flow-solver`.
         eta: whether the class reads `eta`.
         seeded_sigmas: whether the class draws its noise from its own Brownian tree, which must be given the seeds.
     """
@@ -42,6 +42,7 @@ class Scheduler:
     seeded_sigmas: bool = False
 
 
+FLOW_SIGMAS: dict[str, object] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SCHEDULERS: dict[str, Scheduler] = {
     "DPM++ 2M": Scheduler(
         "DPMSolverMultistepScheduler", overrides={"algorithm_type": "dpmsolver++", "solver_order": 2}
@@ -73,6 +74,9 @@ SCHEDULERS: dict[str, Scheduler] = {
         "FlowMatchEulerDiscreteScheduler", ("automatic", "karras", "exponential", "beta"), noise="flow"
     ),
     "Flow Heun": Scheduler("FlowMatchHeunDiscreteScheduler", ("automatic",), noise="flow"),
+    # The solvers of diffusion along a flow, for pipelines that ask for no noise levels of their own.
+    "Flow DPM++ 2M": Scheduler("DPMSolverMultistepScheduler", ("automatic",), FLOW_SIGMAS, noise="flow-solver"),
+    "Flow UniPC": Scheduler("UniPCMultistepScheduler", ("automatic",), FLOW_SIGMAS, noise="flow-solver"),
 }
 
 ALIASES = {
@@ -108,8 +112,15 @@ def canonical(name: str) -> str | None:
     return ALIASES.get(wanted)
 
 
-def noise_kind(class_name: str) -> str:
-    """Return `diffusion`, `edm` or `flow` for the scheduler class that a model was saved with."""
+def noise_kind(class_name: str, *, flow_sigmas: bool = False) -> str:
+    """Return `diffusion`, `edm`, `flow` or `flow-solver` for the scheduler class that a model was saved with.
+
+    Args:
+        class_name: in diffusers.
+        flow_sigmas: whether its config has `use_flow_sigmas`.
+    """
+    if flow_sigmas:
+        return "flow-solver"
     return next((kind for prefix, kind in KINDS.items() if class_name.startswith(prefix)), "diffusion")
 
 

@@ -22,6 +22,9 @@ ON = {
     "pag_scale": 3.0,
     "variation_strength": 0.5,
     "hires_scale": 2.0,
+    "negative_prompt": "green",
+    "guidance_scale": 4.0,
+    "loras": [{"name": "one"}],
 }
 
 
@@ -33,17 +36,18 @@ def test_what_is_barred_is_refused_and_nothing_else(family: str, kind: str, task
     off = barred(family, kind, task)
     assert set(off) <= set(ON)
     for name, value in ON.items():
-        values = PLAIN | GIVEN[task] | {name: value}
+        fixed = FAMILIES[family].fixed.get(kind, {})
+        values = PLAIN | fixed | GIVEN[task] | {name: value}
+        shown = greyed(family, kind)["image" if GIVEN[task] else "none"]
         if name in off:
             with pytest.raises(InvalidRequest) as caught:
                 check_request(family, kind, parse_request(values))
             assert caught.value.field in (name, "guidance_start")
-            shown = greyed(family, kind)["image" if GIVEN[task] else "none"]
-            dropped = name if name in shown else None  # what is not shown as switched off is refused
-            assert usable(family, kind, values) == {key: kept for key, kept in values.items() if key != dropped}
+            assert name in shown or task != TEXT2IMAGE, "what is not shown as switched off is refused"
         else:
             check_request(family, kind, parse_request(values))
-            assert usable(family, kind, values) == values
+            assert name not in shown
+        assert set(values) - set(usable(family, kind, values)) == {key for key in (name, *fixed) if key in shown}
 
 
 @pytest.mark.parametrize(("family", "kind"), MODELS)

@@ -1,5 +1,6 @@
 """Tiny models of every family, with random weights, in exact diffusers format: their code paths are real, their pictures are noise."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,287 @@ def depth() -> Any:
     )
 
 
+def _flow(**more: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | more)
+
+
+def qwen_tokenizer() -> Any:
+    """Build a tokenizer that knows the words of Qwen-Image's instruction, and letters, with Qwen's chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    words = "system Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
+    words += "the objects and background: user assistant a red circle on a blue background\n"
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.train_from_iterator(
+        [words] * 3, trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    told = json.loads(model.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=told["vocab"], merges=[tuple(pair) for pair in told["merges"]])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{% if enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+    )
+    return tokenizer
+
+
+def qwen3(tokenizer: Any, layers: int = 2) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDE,
+        intermediate_size=WIDE,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=2048,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def z_image(**scheduler: Any) -> Any:
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+
+    tokenizer = qwen_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDE,
+        axes_dims=[8, 4, 4],
+        axes_lens=[512, 32, 32],
+    )
+    return ZImagePipeline(
+        transformer=transformer.eval(),
+        scheduler=_flow(shift=6.0) if not scheduler else _flow(**scheduler),
+        vae=vae(16, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def flux2_klein(*, distilled: bool = False) -> Any:
+    import torch
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+
+    tokenizer = qwen_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=128,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDE,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    autoencoder = AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4, latent_channels=32, norm_num_groups=4, layers_per_block=1, sample_size=64
+    )
+    autoencoder.bn.running_mean = torch.linspace(-0.5, 0.5, 128)
+    autoencoder.bn.running_var = torch.linspace(0.5, 2.0, 128)
+    return Flux2KleinPipeline(
+        transformer=transformer.eval(),
+        scheduler=_flow(use_dynamic_shifting=True),
+        vae=autoencoder.eval(),
+        text_encoder=qwen3(tokenizer, 28),  # the pipeline reads its layers 9, 18 and 27
+        tokenizer=tokenizer,
+        is_distilled=distilled,
+    )
+
+
+def qwen_image() -> Any:
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = qwen_tokenizer()
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": WIDE,
+            "intermediate_size": WIDE,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"},
+            "rope_theta": 1000000.0,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": WIDE,
+        },
+        hidden_size=WIDE,
+        vocab_size=len(tokenizer),
+        vision_end_token_id=1,
+        vision_start_token_id=2,
+        vision_token_id=3,
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDE,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return QwenImagePipeline(
+        transformer=transformer.eval(),
+        scheduler=_flow(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1).eval(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval(),
+        tokenizer=tokenizer,
+    )
+
+
+def chroma() -> Any:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+    tokenizer, encoder = t5()
+    transformer = ChromaTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDE,
+        axes_dims_rope=(4, 4, 8),
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+        approximator_num_channels=16,
+    )
+    return ChromaPipeline(
+        transformer=transformer.eval(),
+        scheduler=_flow(use_dynamic_shifting=True),
+        vae=vae(16, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def pixart_sigma() -> Any:
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    tokenizer, encoder = t5()
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=WIDE,
+        cross_attention_dim=24,
+        use_additional_conditions=False,
+    )
+    return PixArtSigmaPipeline(
+        transformer=transformer.eval(),
+        scheduler=DPMSolverMultistepScheduler(),
+        vae=vae(4, scaling_factor=0.13025),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def gemma() -> tuple[Any, Any]:
+    """Build a tokenizer that knows a few words and letters, and a language model of width 32."""
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *map(chr, range(33, 127)), "▁"]
+    tokenizer = GemmaTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDE,
+        intermediate_size=WIDE,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    return tokenizer, Gemma2Model(config).eval()
+
+
+def sana() -> Any:
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    tokenizer, encoder = gemma()
+    transformer = SanaTransformer2DModel(
+        in_channels=32,
+        out_channels=32,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=WIDE,
+        caption_channels=WIDE,
+        sample_size=32,
+    )
+    blocks = 6
+    autoencoder = AutoencoderDC(
+        latent_channels=32,
+        attention_head_dim=2,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8,) * blocks,
+        decoder_block_out_channels=(8,) * blocks,
+        encoder_layers_per_block=(1,) * blocks,
+        decoder_layers_per_block=(1,) * blocks,
+        encoder_qkv_multiscales=((),) * blocks,
+        decoder_qkv_multiscales=((),) * blocks,
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        scaling_factor=0.41407,
+    )
+    return SanaPipeline(
+        transformer=transformer.eval(),
+        scheduler=DPMSolverMultistepScheduler(flow_shift=3.0, prediction_type="flow_prediction", use_flow_sigmas=True),
+        vae=autoencoder.eval(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def lcm() -> Any:
+    """Build a distilled UNet: it takes guidance as a number."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    tokenizer = clip_tokenizer()
+    return LatentConsistencyModelPipeline(
+        vae=vae(4),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet(WIDE, time_cond_proj_dim=16),
+        scheduler=LCMScheduler(beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl_turbo() -> Any:
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    pipe = sdxl()
+    pipe.scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing")
+    return pipe
+
+
 FAMILY_MODELS: dict[str, Callable[[], Any]] = {
     "sdxl": sdxl,
     "sd3": sd3,
@@ -212,13 +494,25 @@ FAMILY_MODELS: dict[str, Callable[[], Any]] = {
     "depth": depth,
     "sdxl-refiner": sdxl_refiner,
 }
+LATER_MODELS: dict[str, Callable[[], Any]] = {
+    "z-image": z_image,
+    "z-image-turbo": lambda: z_image(shift=3.0),
+    "flux2-klein": flux2_klein,
+    "flux2-klein-distilled": lambda: flux2_klein(distilled=True),
+    "qwen-image": qwen_image,
+    "chroma": chroma,
+    "pixart-sigma": pixart_sigma,
+    "sana": sana,
+    "lcm": lcm,
+    "sdxl-turbo": sdxl_turbo,
+}
 
 
-def save_models(folder: Path) -> Path:
+def save_models(folder: Path, models: dict[str, Callable[[], Any]] = FAMILY_MODELS) -> Path:
     """Build and save every one of them, with weights that do not depend on the others."""
     import torch
 
-    for number, (name, build) in enumerate(FAMILY_MODELS.items()):
+    for number, (name, build) in enumerate(models.items()):
         torch.manual_seed(number)
         build().save_pretrained(folder / name)
     return folder

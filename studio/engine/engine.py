@@ -18,6 +18,7 @@ from studio.engine.canvas import fit, flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
 from studio.engine.inversions import read_inversions
+from studio.engine.memory import let_go, too_little
 from studio.engine.parts import PartManager
 from studio.engine.passes import (
     Steps,
@@ -30,15 +31,16 @@ from studio.engine.passes import (
     to_pixels,
 )
 from studio.engine.pipelines import PipelineManager
-from studio.engine.previews import encode_png
+from studio.engine.previews import ColourMaps, encode_png
 from studio.engine.prompts import encode_prompts
-from studio.engine.tasks import LoadImage, Start, told_size
+from studio.engine.tasks import LoadImage, Start, started
 from studio.engine.units import Units
 from studio.engine.upscale import enlarge
 from studio.engine.vae_check import check_vae
 from studio.errors import DeviceError
 from studio.events import Event, Finished, ImageReady, Notice, Progress, Started, Stop
 from studio.families import FAMILIES
+from studio.few_steps import advice
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
 from studio.tools import PreprocessCall, ToolCall
@@ -122,7 +124,7 @@ class Engine:
     ) -> None:
         self.device, self.pipelines, self.parts = device, PipelineManager(device), PartManager(device)
         self.adapters, self.preprocessors = AdapterManager(device), Preprocessors(annotators, device.place)
-        self._clock, self._name_image = clock, name_image
+        self._clock, self._name_image, self._colours = clock, name_image, ColourMaps()
 
     def unload(self) -> None:
         """Free all weights."""
@@ -200,11 +202,12 @@ class Engine:
         if start.unchanged is not None:
             return self._kept(job, start.unchanged, first, len(seeds), watch), ()
         notes: list[str] = []
+        known = job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb
         steps = Steps(
             lambda step, total: watch.report(job, first, step, total),
             preview_event(job.id, watch.save_preview, watch.emit) if watch.save_preview else None,
             watch.check,
-            job.model.latent_rgb or FAMILIES[job.model.family].latent_rgb,
+            lambda pipe: known or self._colours.of(pipe),
             notes.append,
         )
         for last in (False, True):
@@ -213,11 +216,10 @@ class Engine:
                     made = self._passes(job, given, first, seeds, steps)
                 break
             except torch.OutOfMemoryError as error:
+                let_go(error)
                 if last:
-                    size = f"{request.width} x {request.height}, {len(seeds)} at once"
-                    raise DeviceError(
-                        f"{self.device.title} has too little memory for {size}; make pictures smaller or lower the batch size"
-                    ) from error
+                    self.pipelines.collect()
+                    raise DeviceError(too_little(self.device.title, request, len(seeds))) from error
             self.parts.unload()  # what earlier jobs left may be what takes the room
             self.pipelines.unload()
         return start.finish(to_pixels(made)), tuple(dict.fromkeys([*start.notes, *notes]))
@@ -254,6 +256,8 @@ class Engine:
     def _loras(self, pipe: Any, job: Job, steps: Steps) -> AbstractContextManager[None]:
         """Return what applies a job's LoRA to its model while its pictures are made."""
         files = {part.id: part for part in job.parts if part.kind == "lora"}
+        for sentence in advice(job.request, job.model.noise):
+            steps.notice(sentence)
         return self.adapters.applied(pipe, [(spec, files[spec.name]) for spec in job.request.loras], steps.notice)
 
     def _passes(self, job: Job, given: tuple[Start, Units], first: int, seeds: list[int], steps: Steps) -> torch.Tensor:
@@ -265,9 +269,9 @@ class Engine:
         again = request.hires_steps or request.num_inference_steps or 0
         with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe, self._loras(pipe, job, steps):
             prompts = encode_prompts(pipe, request, job.model, inversions)
-            more = start.arguments(pipe, seeds)
+            more = start.arguments(pipe, seeds, pictures=request.task in family.pictures)
             if request.task == TEXT2IMAGE and request.variation_strength:
-                more["latents"] = mixed_noise(pipe, request, first, generators)
+                more["latents"] = mixed_noise(pipe, family, request, first, generators)
             if hires and request.hires_upscaler == LATENT:
                 more["decoded"] = False
             later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
@@ -293,8 +297,8 @@ class Engine:
             larger = partial(self._enlarge, job, size=size, told=lambda *_: steps.check())
             image = enlarged(pipe, made, request, larger, steps.notice)
             steps.begin()
-            more = told_size(pipe, dict(zip(("width", "height"), request.hires_size, strict=True)))
-            more |= {"image": image, "strength": request.hires_strength, "num_inference_steps": again}
+            wide: dict[str, int] = dict(zip(("width", "height"), request.hires_size, strict=True))
+            more = started(pipe, image, wide, request.hires_strength) | {"num_inference_steps": again}
             with units.applied(pipe, request.hires_size, len(seeds)) as steered:
                 return run_pass(steered, family, request, prompts, generators, steps, **more)
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from studio.engine.codecs import channels_of, codec_of
 from studio.errors import ModelError
 
 NO_NUMBERS = "the model's latents are no numbers (NaN) in {dtype}; try another sampling method or a lower CFG Scale"
@@ -50,8 +52,9 @@ def encode_picture(pipe: Any, picture: np.ndarray, notice: Notice, *, shifted: b
         notice: told if half precision was not enough.
         shifted: whether the latents' own mean is taken away, as a denoiser wants it.
     """
-    latents = encode_unscaled(pipe.vae, picture, notice)
-    mean, deviation, scale = _statistics(pipe.vae, latents)
+    codec = codec_of(pipe.vae)
+    latents = pixel_unshuffle(encode_unscaled(pipe.vae, picture, notice), codec.patch)
+    mean, deviation, scale = codec.statistics(pipe.vae, latents)
     return ((latents - mean if shifted else latents) * scale / deviation).to(pipe.vae.dtype)
 
 
@@ -67,7 +70,7 @@ def encode_unscaled(vae: Any, picture: np.ndarray, notice: Notice) -> torch.Tens
 
     def encoded() -> torch.Tensor:
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
-        return vae.encode(pixels).latent_dist.mode()
+        return codec_of(vae).encode(vae, pixels)
 
     return _finite(vae, encoded, (NO_LATENTS, ENCODED), notice)
 
@@ -86,8 +89,7 @@ def decode_latents(pipe: Any, latents: torch.Tensor, notice: Notice) -> torch.Te
     if not torch.isfinite(latents).all():
         raise ModelError(NO_NUMBERS.format(dtype=str(latents.dtype).removeprefix("torch.")))
     latents = latents.to(working_dtype(pipe.vae))
-    mean, deviation, scale = _statistics(pipe.vae, latents)
-    pictures = decode_unscaled(pipe.vae, latents * deviation / scale + mean, notice)
+    pictures = decode_unscaled(pipe.vae, in_cells(pipe, unscaled(pipe, latents)), notice)
     return pipe.image_processor.postprocess(pictures, output_type="pt")
 
 
@@ -99,7 +101,7 @@ def decode_unscaled(vae: Any, latents: torch.Tensor, notice: Notice) -> torch.Te
     Raises:
         ModelError: if there is NaN even in float32.
     """
-    return _finite(vae, lambda: vae.decode(latents.to(vae.dtype), return_dict=False)[0], (NO_COLOURS, DECODED), notice)
+    return _finite(vae, lambda: codec_of(vae).decode(vae, latents.to(vae.dtype)), (NO_COLOURS, DECODED), notice)
 
 
 def _finite(vae: Any, compute: Callable[[], torch.Tensor], sentences: tuple[str, str], notice: Notice) -> torch.Tensor:
@@ -115,38 +117,52 @@ def _finite(vae: Any, compute: Callable[[], torch.Tensor], sentences: tuple[str,
     return made
 
 
-def _statistics(vae: Any, like: torch.Tensor) -> tuple[Any, Any, float]:
-    """Return mean, deviation (numbers, or (1, C, 1, 1)) and scale of an autoencoder's latents."""
-    config = vae.config
-    mean, deviation = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and deviation is not None:
-        row = {"device": like.device, "dtype": like.dtype}
-        shape = (1, -1, 1, 1)
-        return (
-            torch.tensor(mean, **row).view(shape),
-            torch.tensor(deviation, **row).view(shape),
-            config["scaling_factor"],
-        )
-    return config.get("shift_factor") or 0.0, 1.0, config["scaling_factor"]
+def unscaled(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Turn a denoiser's latents (B, C, h, w) into those of the autoencoder, in the same patches."""
+    mean, deviation, scale = codec_of(pipe.vae).statistics(pipe.vae, latents)
+    return latents * deviation / scale + mean
+
+
+def in_cells(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Lay the patches of a denoiser's latents out as the autoencoder's cells, (B, C, h, w)."""
+    return pixel_shuffle(latents, codec_of(pipe.vae).patch)
+
+
+def as_picture(pipe: Any, latents: Any) -> Any:
+    """Return a denoiser's latents (B, C, h, w) as its pipeline takes them in place of a picture; pictures stay what they are."""
+    return unscaled(pipe, latents) if codec_of(pipe.vae).raw else latents
+
+
+def cell_size(pipe: Any) -> int:
+    """Return how many pixels a side one cell of a denoiser's latents stands for."""
+    return pipe.vae_scale_factor * codec_of(pipe.vae).patch
 
 
 def noise_shape(pipe: Any, width: int, height: int) -> tuple[int, int, int, int]:
     """Return the shape of one picture's latents, (1, C, h, w), for a size in pixels."""
-    scale = pipe.vae_scale_factor
-    return 1, pipe.vae.config.latent_channels, height // scale, width // scale
+    cell = cell_size(pipe)
+    return 1, channels_of(pipe.vae) * codec_of(pipe.vae).patch ** 2, height // cell, width // cell
 
 
 def packed(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Arrange latents (B, C, h, w) as the pipeline wants them: (B, h/2 * w/2, 4 C) if it works on patches."""
-    return pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
+    """Arrange latents (B, C, h, w) as the pipeline wants them: (B, h/2 * w/2, 4 C) if it works on rows of patches.
+
+    Where the autoencoder's latents are patches already, the pipeline makes rows of them itself.
+    """
+    rows = hasattr(pipe, "_pack_latents") and codec_of(pipe.vae).patch == 1
+    return pipe._pack_latents(latents, *latents.shape) if rows else latents
 
 
 def unpacked(pipe: Any, latents: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """Arrange a pipeline's latents as (B, C, h, w); `size` is the width and height in pixels, needed for patches."""
+    """Arrange a pipeline's latents as (B, C, h, w); `size` is the width and height in pixels, needed for rows of patches."""
     if latents.ndim == 4:
         return latents
     assert size is not None
-    return pipe._unpack_latents(latents, size[1], size[0], pipe.vae_scale_factor)
+    if codec_of(pipe.vae).patch > 1:
+        _, channels, rows, columns = noise_shape(pipe, *size)
+        return latents.permute(0, 2, 1).reshape(-1, channels, rows, columns)
+    made = pipe._unpack_latents(latents, size[1], size[0], pipe.vae_scale_factor)
+    return made[:, :, 0] if made.ndim == 5 else made  # a picture is a film of one frame
 
 
 def denoiser(pipe: Any) -> Any:

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from studio.engine.latents import decode_latents, denoiser, encode_picture, noise_shape, packed, unpacked
+from studio.engine.latents import (
+    cell_size,
+    decode_latents,
+    denoiser,
+    encode_picture,
+    in_cells,
+    noise_shape,
+    packed,
+    unpacked,
+)
 from studio.engine.previews import noise_scale, preview_png
 from studio.engine.prompts import Prompts
 from studio.engine.tasks import takes
@@ -24,7 +33,7 @@ class Steps:
         report: called with (step, steps), both counted over all passes.
         preview: stores a preview PNG and tells of it, with the step; None makes none.
         check: raises if the job should stop.
-        factors: (C + 1, 3) map from latents to colour.
+        factors: returns a pipeline's (C + 1, 3) map from latents to colour.
         notice: told what a person should know about the result.
     """
 
@@ -33,7 +42,7 @@ class Steps:
         report: Callable[[int, int], None],
         preview: Callable[[int, bytes], None] | None,
         check: Callable[[], None],
-        factors: Any,
+        factors: Callable[[Any], Any],
         notice: Callable[[str], None],
     ) -> None:
         self.notice = notice
@@ -48,11 +57,11 @@ class Steps:
     def done(self, pipe: Any, step: int, latents: torch.Tensor) -> None:
         """Tell of a step (0-based) of the pass at hand."""
         self._now = step + 1
-        total = self._before + pipe.num_timesteps + round(self._later * pipe.num_timesteps)
+        steps = steps_of(pipe)
+        total = self._before + steps + round(self._later * steps)
         if self._preview:
-            self._preview(
-                self._before + self._now, preview_png(latents, self._factors, noise_scale(pipe.scheduler, step))
-            )
+            picture = preview_png(in_cells(pipe, latents), self._factors(pipe), noise_scale(pipe.scheduler, step))
+            self._preview(self._before + self._now, picture)
         self._report(self._before + self._now, total)
         self.check()
 
@@ -89,8 +98,9 @@ def run_pass(
     decoded = more.pop("decoded", True)
 
     def after_step(pipe: Any, step: int, timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        steps.done(pipe, step, unpacked(pipe, values["latents"], size))
-        fraction = (step + 1) / pipe.num_timesteps
+        state["latents"] = unpacked(pipe, values["latents"], size)
+        steps.done(pipe, step, state["latents"])
+        fraction = (step + 1) / steps_of(pipe)
         on, said = within(fraction), prompts.at(fraction)
         turned = on != state["on"] and bool(said.negative)
         if not turned and said is state["said"]:
@@ -102,23 +112,38 @@ def run_pass(
         state.update(on=on, said=said)
         return said.switched(family.switched, values, number, guided=on and bool(said.negative))
 
-    arguments = {name: getattr(request, name) for name in family.arguments}
+    arguments = {theirs: getattr(request, name) for name, theirs in family.arguments.items()} | family.call_options
+    if family.guidance_offset:
+        arguments[family.arguments["guidance_scale"]] -= family.guidance_offset
     if request.pag_scale:
         arguments["pag_scale"] = request.pag_scale
     if request.guidance_rescale and takes(pipe, "guidance_rescale"):  # Stable Diffusion's second pass has none
         arguments["guidance_rescale"] = request.guidance_rescale
     if not state["on"]:
         arguments["guidance_scale"] = 1.0
-    made = pipe(
+    unchanged = [name for name, part in family.switched.items() if not part]
+    pipe(
         **prompts.arguments(number),
         **arguments,
+        **watched(pipe, after_step, ["latents", *unchanged]),
         generator=generators,
-        callback_on_step_end=after_step,
-        callback_on_step_end_tensor_inputs=["latents", *(name for name, part in family.switched.items() if not part)],
         **{"num_inference_steps": request.num_inference_steps, "output_type": "latent"} | more,
-    ).images
-    latents = unpacked(pipe, made, size)
+    )
+    latents = state["latents"]  # after the last step; what a pipeline returns may be scaled for its autoencoder already
     return decode_latents(pipe, latents, steps.notice) if decoded else latents
+
+
+def watched(pipe: Any, after_step: Callable[..., Any], tensors: list[str]) -> dict[str, Any]:
+    """Return the arguments that make a pipeline tell of its steps; the oldest interface hands out the latents only."""
+    if takes(pipe, "callback_on_step_end"):
+        return {"callback_on_step_end": after_step, "callback_on_step_end_tensor_inputs": tensors}
+    return {"callback": lambda step, timestep, latents: after_step(pipe, step, timestep, {"latents": latents})}
+
+
+def steps_of(pipe: Any) -> int:
+    """Return how many steps a running pipeline tells of."""
+    told = getattr(pipe, "num_timesteps", None)
+    return told if told is not None else -(-len(pipe.scheduler.timesteps) // pipe.scheduler.order)
 
 
 def guided(request: GenerationRequest) -> Callable[[float], bool]:
@@ -127,11 +152,14 @@ def guided(request: GenerationRequest) -> Callable[[float], bool]:
     return lambda fraction: first <= fraction < last or (last == 1 and fraction >= first)
 
 
-def mixed_noise(pipe: Any, request: GenerationRequest, index: int, generators: list[torch.Generator]) -> torch.Tensor:
+def mixed_noise(
+    pipe: Any, family: ModelFamily, request: GenerationRequest, index: int, generators: list[torch.Generator]
+) -> torch.Tensor:
     """Draw each picture's noise and turn it towards that of the variation seed, as the pipeline takes it.
 
     Args:
         pipe: for the shape of its latents.
+        family: says in which number format the pipeline draws.
         request: names the variation seed, its strength and the size.
         index: of the group's first picture: picture i varies with `variation_seed` + i.
         generators: one a picture; what is drawn is what the pipeline would have drawn.
@@ -139,10 +167,11 @@ def mixed_noise(pipe: Any, request: GenerationRequest, index: int, generators: l
     assert request.width is not None
     assert request.height is not None
     shape, network = noise_shape(pipe, request.width, request.height), denoiser(pipe)
+    dtype = torch.float32 if family.float_noise else network.dtype
     rows = []
     for number, generator in enumerate(generators):
         other = torch.Generator().manual_seed(request.variation_seed + index + number)
-        own, drawn = (torch.randn(shape, generator=source, dtype=network.dtype) for source in (generator, other))
+        own, drawn = (torch.randn(shape, generator=source, dtype=dtype) for source in (generator, other))
         rows.append(slerp(request.variation_strength, own, drawn))
     return packed(pipe, torch.cat(rows)).to(network.device)
 
@@ -206,7 +235,7 @@ def enlarged(
     """
     if request.hires_upscaler == LATENT:
         width, height = request.hires_size
-        size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        size = (height // cell_size(pipe), width // cell_size(pipe))
         return torch.nn.functional.interpolate(made, size=size, mode="bilinear", antialias=True)
     return torch.cat([encode_picture(pipe, enlarge(one), notice) for one in to_pixels(made)])
 

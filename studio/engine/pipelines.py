@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from studio.engine.codecs import channels_of
 from studio.engine.devices import Device
 from studio.engine.latents import denoiser
 from studio.errors import DeviceError, InvalidRequest, ModelError
@@ -109,6 +110,11 @@ class PipelineManager:
                 options = FAMILIES[model.family].load_options
                 pipe = pipeline_class.from_pipe(pipe, dtype=self.device.dtype, **options)
             pipe.set_progress_bar_config(disable=True)
+            processor = getattr(pipe, "image_processor", None)
+            if (
+                processor is not None and "vae_latent_channels" in processor.config
+            ):  # else latents are taken for pictures
+                processor.register_to_config(vae_latent_channels=channels_of(pipe.vae))
             loaded.pipes[key] = pipe
         return loaded.pipes[key]
 
@@ -168,6 +174,7 @@ def load_pipeline(model: ModelRef, place: torch.device, dtype: torch.dtype) -> A
             **FAMILIES[model.family].load_options,
         )
         pipe.to(place)
+        denoiser(pipe).register_to_config(**FAMILIES[model.family].denoiser_config)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

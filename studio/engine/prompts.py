@@ -12,6 +12,7 @@ import torch
 
 from studio.chunks import Token, cut_chunks
 from studio.engine.inversions import Inversions
+from studio.engine.language import LANGUAGE_ENCODERS
 from studio.errors import InvalidRequest, shown
 from studio.families import FAMILIES, ModelFamily
 from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text, without_escapes
@@ -63,9 +64,9 @@ class Prompts:
         return changed
 
 
-def repeated(part: torch.Tensor, number: int) -> torch.Tensor:
-    """Repeat (1, ...) to (number, ...)."""
-    return part.repeat(number, *[1] * (part.ndim - 1))
+def repeated(part: Any, number: int) -> Any:
+    """Repeat (1, ...) to (number, ...); a list of one tensor, whose length may differ from another's, to one of `number`."""
+    return part * number if isinstance(part, list) else part.repeat(number, *[1] * (part.ndim - 1))
 
 
 def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inversions: Inversions = NONE) -> Prompts:
@@ -99,7 +100,8 @@ def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inver
         key = tuple(now.values())
         if key not in known:
             with inversions.applied(pipe):
-                encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip, inversions)
+                named = (inversions,) if family.syntax else ()
+                encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip, *named)
             known[key] = Prompts(encoded[0], encoded[1] if len(encoded) > 1 else {})
         said.append((start, known[key]))
     return replace(said[0][1], later=tuple(said)) if len(said) > 1 else said[0][1]
@@ -173,8 +175,15 @@ def encode_flux(
     return [{"prompt_embeds": states, "pooled_prompt_embeds": pool} for states, pool in zip(read, pooled, strict=True)]
 
 
-Encoder = Callable[[Any, ModelFamily, dict[str, str], int, Inversions], list[Embeddings]]
-ENCODERS: dict[str, Encoder] = {"clip": encode_clip, "sdxl": encode_sdxl, "sd3": encode_sd3, "flux": encode_flux}
+Encoder = Callable[
+    ..., list[Embeddings]
+]  # (pipe, family, texts, clip skip); inversions too where prompts have a syntax
+ENCODERS: dict[str, Encoder] = LANGUAGE_ENCODERS | {
+    "clip": encode_clip,
+    "sdxl": encode_sdxl,
+    "sd3": encode_sd3,
+    "flux": encode_flux,
+}
 
 
 def check_clip_skip(clip_skip: int, *encoders: Any) -> None:

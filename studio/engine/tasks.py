@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from studio.engine.canvas import Inpainting, extend, fill_masked, fit, flatten, mask_of, plan_inpainting
-from studio.engine.latents import encode_picture
+from studio.engine.latents import as_picture, cell_size, encode_picture
 from studio.errors import InvalidRequest
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, GenerationRequest
 
@@ -106,8 +106,14 @@ class Start:
             return None
         return self.plan.source if self.plan else self.picture
 
-    def arguments(self, pipe: Any, seeds: list[int]) -> dict[str, Any]:
-        """Return what the pipeline is told about pictures and sizes, for one picture a seed."""
+    def arguments(self, pipe: Any, seeds: list[int], *, pictures: bool = False) -> dict[str, Any]:
+        """Return what the pipeline is told about pictures and sizes, for one picture a seed.
+
+        Args:
+            pipe: for the task.
+            seeds: as many as pictures are made.
+            pictures: whether it takes the picture itself, not its latents.
+        """
         request = self.request
         size: dict[str, Any] = dict(zip(("width", "height"), request.canvas, strict=True))
         if request.task == TEXT2IMAGE:
@@ -115,24 +121,30 @@ class Start:
         if getattr(pipe, "depth_estimator", None) is not None:  # it must see the picture itself
             assert self.picture is not None
             return {"image": [Image.fromarray(self.picture)] * len(seeds), "strength": request.strength}
-        image = self._first_latents(pipe, seeds)
+        image = self._first_pictures(len(seeds)) if pictures else self._first_latents(pipe, seeds)
         if request.task == IMAGE2IMAGE:
-            return told_size(pipe, size) | {"image": image, "strength": request.strength}
+            return started(pipe, image, size, request.strength)
         assert self.plan is not None
         assert self.picture is not None
-        mask = Image.fromarray(cells(self.plan.mask, pipe.vae_scale_factor))
-        hidden = self.picture.copy()
-        hidden[self.plan.mask > 127] = 128  # what a model that sees the mask must not see; 128 is 0 for it
-        return size | {
-            "image": image,
-            "mask_image": mask,
-            "masked_image_latents": self._encoded(pipe, "hidden", hidden),
-            "strength": request.strength,
-        }
+        mask = Image.fromarray(cells(self.plan.mask, cell_size(pipe)))
+        told = size | {"image": as_picture(pipe, image), "mask_image": mask, "strength": request.strength}
+        if takes(pipe, "masked_image_latents") and not pictures:
+            hidden = self.picture.copy()
+            hidden[self.plan.mask > 127] = 128  # what a model that sees the mask must not see; 128 is 0 for it
+            told["masked_image_latents"] = self._encoded(pipe, "hidden", hidden)
+        return told
 
     def finish(self, made: np.ndarray) -> np.ndarray:
         """Put results (B, height, width, 3) back into the picture that they are a part of."""
         return np.stack([self.plan.compose(one) for one in made]) if self.plan else made
+
+    def _first_pictures(self, number: int) -> list[Image.Image]:
+        """Return the picture that denoising starts from, as often as it is wanted."""
+        assert self.picture is not None
+        picture = self.picture
+        if self.plan is not None and self.request.masked_content == "fill":
+            picture = fill_masked(picture, self.plan.mask)
+        return [Image.fromarray(picture)] * number
 
     def _first_latents(self, pipe: Any, seeds: list[int]) -> torch.Tensor:
         """Return the latents that denoising starts from, (B, C, h, w)."""
@@ -147,7 +159,7 @@ class Start:
         if content in ("original", "fill"):
             return latents
         assert self.plan is not None
-        step = pipe.vae_scale_factor
+        step = cell_size(pipe)
         masked = torch.from_numpy(cells(self.plan.mask, step)[::step, ::step] > 127).to(latents.device)  # (h, w)
         if content == "latent nothing":
             return latents * ~masked
@@ -166,9 +178,21 @@ class Start:
         return self._latents[name]
 
 
-def told_size(pipe: Any, size: dict[str, Any]) -> dict[str, Any]:
-    """Return the width and height for a pipeline that wants them beside a picture, {} for one that does not take them."""
-    return size if takes(pipe, "width") else {}
+def started(pipe: Any, image: Any, size: dict[str, int], strength: float) -> dict[str, Any]:
+    """Return what a pipeline for image to image is told.
+
+    Args:
+        pipe: that is called; one that inpaints repaints everything.
+        image: latents (B, C, h, w) to start from.
+        size: width and height in pixels.
+        strength: how much may change.
+    """
+    told = {"image": as_picture(pipe, image), "strength": strength}
+    if takes(pipe, "width"):
+        told |= size
+    if takes(pipe, "mask_image"):
+        told["mask_image"] = Image.new("L", (size["width"], size["height"]), 255)
+    return told
 
 
 def takes(pipe: Any, name: str) -> bool:

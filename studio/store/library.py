@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import FAMILIES, detect_family
+from studio.families import FAMILIES, defaults_of, detect_family
 from studio.fitting import check_refiner, check_request, task_problem, usable
 from studio.loras import take_tags
 from studio.parts import shape_of
@@ -268,9 +268,9 @@ def read_model(name: str, folder: Path) -> Model:
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
         check_weights(folder, index)
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
-        noise = _noise(family, scheduler)
-        usual = canonical(scheduler)
+        schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+        noise = _noise(family, schedule)
+        usual = canonical(schedule.get("_class_name", ""))
         if usual is None or SCHEDULERS[usual].noise != noise:
             usual = next(
                 name
@@ -278,7 +278,7 @@ def read_model(name: str, folder: Path) -> Model:
                 if SCHEDULERS[name].noise == noise
             )
         own = facts.get("defaults", {})
-        defaults = FAMILIES[family].defaults | {"scheduler": usual}
+        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual)
         checked = parse_request(own).model_dump()  # a typo or a wrong value is told, and names become ours
         defaults |= {field: checked[field] for field in own}
         return Model(
@@ -314,14 +314,15 @@ def _text_shape(folder: Path, index: dict[str, Any], family: str) -> dict[str, A
     return {"text_widths": tuple(config.get("hidden_size") or config.get("d_model") for config in configs)}
 
 
-def _noise(family: str, scheduler: str) -> str:
-    """Return the kind of noise that a model was trained with, from the scheduler class that it was saved with.
+def _noise(family: str, schedule: dict[str, Any]) -> str:
+    """Return the kind of noise that a model was trained with, from the scheduler's config that it was saved with.
 
     Raises:
         ModelError: if the class cannot work with the family.
     """
-    noise, wanted = noise_kind(scheduler), FAMILIES[family].noise
-    if (noise == "flow") != (wanted == "flow"):
+    scheduler, wanted = schedule.get("_class_name", ""), FAMILIES[family].noise
+    noise = noise_kind(scheduler, flow_sigmas=bool(schedule.get("use_flow_sigmas")))
+    if (noise != wanted) if wanted else noise.startswith("flow"):
         raise ModelError(
             f"its scheduler {scheduler!r} does not work with {FAMILIES[family].title}; copy the model folder again"
         )

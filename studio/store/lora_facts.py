@@ -58,6 +58,7 @@ def lora_rows(parts: list[Part]) -> list[dict[str, Any]]:
         fits = (
             PROMPT_WIDTHS.get(base, "").strip(" ()")
             or part.shape.get("denoiser")
+            or ("Flux, Chroma" if part.shape.get("single_blocks") else "")
             or (f"prompts {base} wide" if base else "")
         )
         rows.append({"id": part.id, "kind": "lora", "fits": fits, **facts, "problem": part.problem})

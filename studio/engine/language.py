@@ -1,0 +1,108 @@
+"""Prompts for language models, and for T5 alone: encoded as the pipelines do it, and none of it is cut off."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from studio.errors import InvalidRequest, shown
+from studio.families import ModelFamily
+
+Encoded = list[dict[str, Any]]  # for each text: name of a pipeline's argument -> (1, ...), or a list of one tensor
+Ask = Callable[[str], str]
+
+
+def asked(pipe: Any, **options: Any) -> Ask:
+    """Return what puts a text into the chat that its model was trained with."""
+
+    def ask(text: str) -> str:
+        said = [{"role": "user", "content": text}]
+        return pipe.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **options)
+
+    return ask
+
+
+def check_lengths(tokenizer: Any, family: ModelFamily, texts: dict[str, str], ask: Ask = str) -> None:
+    """Refuse texts (field -> text) that are longer than a family reads.
+
+    Args:
+        tokenizer: of its text encoder.
+        family: with one limit.
+        texts: as they are told.
+        ask: puts a text among the words that count too.
+
+    Raises:
+        InvalidRequest: naming where to cut.
+    """
+    most = family.text_limits[-1]
+    for field, text in texts.items():
+        number = len(tokenizer(ask(text)).input_ids)
+        if number <= most:
+            continue
+        words = tokenizer(text, add_special_tokens=False).input_ids
+        lost = tokenizer.decode(words[len(words) - (number - most) :], skip_special_tokens=True)
+        raise InvalidRequest(
+            field,
+            f"{field} has {number} tokens and {family.title} reads {most}; shorten it by what begins with {shown(lost)}",
+        )
+
+
+def encode_z_image(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for Z-Image: the states before Qwen3's last layer, as many as there are tokens, [(length, width)]."""
+    check_lengths(pipe.tokenizer, family, texts, asked(pipe, enable_thinking=True))
+    encoded = [pipe.encode_prompt(text, do_classifier_free_guidance=False)[0] for text in texts.values()]
+    return [{"prompt_embeds": states} for states in encoded]
+
+
+def encode_flux2(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for Flux.2 klein: three of Qwen3's layers beside each other, (1, 512, 3 * width)."""
+    check_lengths(pipe.tokenizer, family, texts, asked(pipe, enable_thinking=False))
+    return [{"prompt_embeds": pipe.encode_prompt(text)[0]} for text in texts.values()]
+
+
+def encode_qwen_image(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for Qwen-Image: what Qwen2.5-VL says after its instruction, (1, length, width)."""
+    _, _, spoken = pipe.prompt_template_encode.partition("<|im_start|>user\n")  # what comes before is left out again
+    check_lengths(pipe.tokenizer, family, texts, spoken.format)
+    most = family.text_limits[-1]
+    return [{"prompt_embeds": pipe.encode_prompt(text, max_sequence_length=most)[0]} for text in texts.values()]
+
+
+def encode_chroma(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for Chroma: T5 with a mask that lets one token of the padding through, (1, 512, width)."""
+    check_lengths(pipe.tokenizer, family, texts)
+    encoded = [pipe.encode_prompt(text, do_classifier_free_guidance=False) for text in texts.values()]
+    return [{"prompt_embeds": states, "prompt_attention_mask": mask} for states, _, mask, *_ in encoded]
+
+
+def encode_pixart(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for PixArt: T5 with its mask, (1, 300, width); capital letters are small ones for it."""
+    check_lengths(pipe.tokenizer, family, texts)
+    encoded = [pipe.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in texts.values()]
+    return [{"prompt_embeds": states, "prompt_attention_mask": mask} for states, mask in encoded]
+
+
+def encode_sana(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for Sana: Gemma's states with their mask, (1, 300, width); the prompt follows the pipeline's own instruction."""
+    check_lengths(pipe.tokenizer, family, texts)
+    instruction = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
+    encoded: list[tuple[torch.Tensor, torch.Tensor]] = [
+        pipe.encode_prompt(
+            text,
+            do_classifier_free_guidance=False,
+            complex_human_instruction=instruction if field == "prompt" else None,
+        )[:2]
+        for field, text in texts.items()
+    ]
+    return [{"prompt_embeds": states, "prompt_attention_mask": mask} for states, mask in encoded]
+
+
+LANGUAGE_ENCODERS: dict[str, Callable[[Any, ModelFamily, dict[str, str], int], Encoded]] = {
+    "z_image": encode_z_image,
+    "flux2": encode_flux2,
+    "qwen_image": encode_qwen_image,
+    "chroma": encode_chroma,
+    "pixart": encode_pixart,
+    "sana": encode_sana,
+}
