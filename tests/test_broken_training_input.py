@@ -15,7 +15,7 @@ from PIL import Image
 from studio.errors import InvalidRequest
 from studio.store.datasets import find_dataset, read_dataset
 from tests.training import draw_pictures
-from trainers.configs import read_config
+from trainers.config_files import read_config
 from trainers.material import Pictures
 from trainers.methods import METHODS
 

@@ -18,7 +18,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.settings import ROOT
 from tests.conftest import MODELS
 from tests.training import adapter, config_of, content, draw_pictures, killed_run, losses, stop_after, train
-from trainers.configs import dump_config
+from trainers.config_files import dump_config
 
 STEPS = {"max_train_steps": 6, "checkpointing_steps": 2, "checkpoints_total_limit": None}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from studio.settings import ROOT
-from trainers.configs import read_config
+from trainers.config_files import read_config
 from trainers.methods import METHODS
 
 PRESETS = sorted((ROOT / "presets" / "train").glob("*.yaml"))

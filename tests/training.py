@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import Scene, Thing, article
 from studio.settings import Settings
-from trainers.configs import TrainingConfig, check_config
+from trainers.config_files import check_config
+from trainers.configs import TrainingConfig
 from trainers.methods import METHODS
 
 BACKGROUNDS = ("white", "green", "blue", "yellow", "black", "purple")

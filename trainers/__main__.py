@@ -14,7 +14,7 @@ from types import FrameType
 
 from studio.errors import InvalidRequest, StudioError
 from studio.settings import read_settings
-from trainers.configs import read_config
+from trainers.config_files import read_config
 from trainers.methods import METHODS
 
 DONE, FAILED, INVALID, INTERRUPTED = 0, 1, 2, 130

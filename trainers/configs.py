@@ -4,13 +4,11 @@
 """
 
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from studio.errors import InvalidRequest, first_problem
+from studio.errors import InvalidRequest
 from studio.fields import Frozen, control
 
 SEED_MAX = 2**32 - 1
@@ -388,66 +386,3 @@ class DreamBoothConfig(AdapterConfig):
         if self.init_from and self.train_weights == "full":
             raise InvalidRequest("init_from", "init_from is for LoRA; with train_weights=full name the folder as model")
         return self
-
-
-Config = TypeVar("Config", bound=TrainingConfig)
-
-
-def read_config(config_class: type[Config], path: Path, overrides: list[str]) -> Config:
-    """Read a YAML file and `field=value` overrides.
-
-    Raises:
-        InvalidRequest: one sentence: field, value, what is allowed.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest("config", f"config={str(path)!r} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest("config", f"{path.name} is no YAML: {' '.join(str(error).split())[:200]}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InvalidRequest("config", f"{path.name} must be a mapping of fields to values")
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
-        field = config_class.model_fields.get(name)
-        if field and (field.annotation is str or (field.annotation == tuple[str, ...] and text[:1] != "[")):
-            values[name] = text
-            continue
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None
-    return check_config(config_class, values)
-
-
-def check_config(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """Make a config of plain values.
-
-    Raises:
-        InvalidRequest: one sentence about the first wrong field.
-    """
-    try:
-        return config_class.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        if problem["type"] == "extra_forbidden":
-            field = ".".join(map(str, problem["loc"]))
-            near = _nearest(field, list(config_class.model_fields))
-            raise InvalidRequest(field, f"{field} is not a field of this method{near}") from None
-        raise first_problem(error) from None
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    import difflib
-
-    found = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {found[0]}?" if found else "; `python -m trainers METHOD --help` lists the fields"
-
-
-def dump_config(config: TrainingConfig) -> str:
-    """Write a config as YAML, every field, in the order of their declaration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from studio.errors import InvalidRequest, StudioError
 from studio.events import Checkpoint, Event, Failed, Finished, Metric, Notice, Started
 from studio.store import writer
-from trainers.configs import TrainingConfig, dump_config
+from trainers.config_files import dump_config
+from trainers.configs import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from studio.settings import VERSION, Settings
 from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
-from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig, dump_config
+from trainers.config_files import dump_config
+from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig
 from trainers.estimate import estimate
 from trainers.loop import Trainer, Turn, disk_full
 from trainers.material import Material, Pictures, fingerprint_problem

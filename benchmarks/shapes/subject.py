@@ -23,7 +23,7 @@ from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import COLOURS, Scene, Thing, article
 from studio.settings import ROOT, Settings
-from trainers.configs import check_config
+from trainers.config_files import check_config
 from trainers.methods import METHODS
 from trainers.session import Session
 
