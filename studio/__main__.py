@@ -62,7 +62,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     replay.add_argument("--out", type=Path, required=True)
     for name, text in (
         ("models", "list the models"),
-        ("adapters", "list the LoRA, what they fit and what calls them"),
+        ("adapters", "list LoRA and embeddings, what they fit and what calls them"),
         ("schedulers", "list the sampling methods"),
         ("families", "list the model families"),
         ("reindex", "rebuild the index from the picture files"),
@@ -205,7 +205,7 @@ def xyz(settings: Settings, flags: argparse.Namespace) -> int:
 def replay(settings: Settings, flags: argparse.Namespace) -> int:
     """`replay`: make the same picture again; `identical`, or one line a difference."""
     from studio.plots import grid_sentence
-    from studio.replaying import blob_finder, pixel_difference, remake
+    from studio.replaying import blob_finder, part_differences, parts_then, pixel_difference, remake
     from studio.store.metadata import read_picture
 
     if not flags.image.is_file():
@@ -222,7 +222,8 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
     library = Library(settings.model_folders, part_roots=settings.part_roots)
     model = library.reference(library.get(record.model.id), record.request.refiner)
     request = library.with_loras(record.request)  # a file may lie in another folder by now
-    now = record.model_copy(update={"request": request, "model": model, "parts": library.parts_of(request)})
+    parts = parts_then(record, library.parts_of(request))
+    now = record.model_copy(update={"request": request, "model": model, "parts": parts})
     engine = open_engine(settings.model_copy(update={"cpu_threads": record.machine.cpu_threads}))
     with DeviceLease(engine.device.key).held():
         made = remake(engine, now, blob_finder(flags.image, settings, flags.out), flags.out)
@@ -231,11 +232,7 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         if model.sha256 != record.model.sha256
         else []
     )
-    lines += [
-        f"{part.kind} {part.id}: {part.sha256[:12]} then, {found.sha256[:12]} now"
-        for part, found in zip(record.parts, now.parts, strict=False)
-        if part.sha256 != found.sha256
-    ]
+    lines += part_differences(record.parts, parts)
     if record.model.refiner and model.refiner and record.model.refiner.sha256 != model.refiner.sha256:
         lines.append(f"refiner: {record.model.refiner.sha256[:12]} then, {model.refiner.sha256[:12]} now")
     was, here = record.machine.model_dump(), engine.device.machine.model_dump()
@@ -271,11 +268,12 @@ def models(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 def adapters(settings: Settings, flags: argparse.Namespace) -> int:
-    """`adapters`: every LoRA, what it fits and what its file says."""
+    """`adapters`: every LoRA and embedding, what it fits and what its file says."""
+    from studio.store.embeddings import embedding_rows
     from studio.store.lora_facts import lora_rows
 
-    library = Library(settings.model_folders, part_roots=settings.part_roots)
-    return show(lora_rows(library.parts.parts("lora")), flags.json)
+    parts = Library(settings.model_folders, part_roots=settings.part_roots).parts
+    return show(lora_rows(parts.parts("lora")) + embedding_rows(parts.parts("embedding")), flags.json)
 
 
 def schedulers(settings: Settings, flags: argparse.Namespace) -> int:

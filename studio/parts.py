@@ -18,6 +18,7 @@ class PartKind:
         classes: `_class_name` in the `config.json` of a diffusers folder -> the config's entries that must equal the main model's,
             by the main model's name for them.
         deep: whether people sort its files into folders.
+        beside: whether its folder may also lie beside a folder called `models`, as A1111 has it.
     """
 
     title: str
@@ -25,6 +26,7 @@ class PartKind:
     classes: dict[str, dict[str, str]]
     others: tuple[str, ...] = ()
     deep: bool = False
+    beside: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -60,6 +62,7 @@ KINDS = {
     "upscaler": PartKind("upscaler", "upscalers", {}),
     "lora": PartKind("LoRA", "loras", {}, ("Lora", "LoRA", "lora", "LyCORIS"), deep=True),
     "vae": PartKind("VAE", "vae", {"AutoencoderKL": {}}, ("VAE",)),
+    "embedding": PartKind("embedding", "embeddings", {}, ("Embeddings", "models/embeddings"), deep=True, beside=True),
 }
 UNIT_KINDS = {"controls": "controlnet", "t2i_adapters": "t2i_adapter", "ip_adapters": "ip_adapter"}
 OWN_VAE = "own"  # the VAE of the model's own files, where its `studio.yaml` names another
@@ -73,6 +76,7 @@ class Part:
     Attributes:
         shape: what the main model must have, by `shape_of`'s names.
         preprocessor: of the control pictures that a ControlNet was trained on, "" if it does not say.
+        names: what calls an embedding in a prompt.
         problem: why it cannot be used, in one sentence; "" if it can.
     """
 
@@ -81,6 +85,7 @@ class Part:
     path: Path
     shape: dict[str, Any]
     preprocessor: str = ""
+    names: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -90,12 +95,19 @@ PROMPT_WIDTHS: dict[Any, str] = {
     2048: " (Stable Diffusion XL)",
 }
 
+TEXT_WIDTHS: dict[Any, str] = {
+    (768,): " (Stable Diffusion 1.x)",
+    (1024,): " (Stable Diffusion 2.x)",
+    (768, 1280): " (Stable Diffusion XL)",
+}
+TOLD = {"cross_attention_dim": PROMPT_WIDTHS, "text_widths": TEXT_WIDTHS}  # what people call a value
+
 
 def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     """Return what parts must agree with, from the `config.json` of a denoiser and of an autoencoder.
 
     Besides entries of the config: `denoiser`, its class; `inner_dim`, the width of a transformer; `attention_layers`, how often a
-    transformer attends, which an IP-Adapter must have weights for.
+    transformer attends, which an IP-Adapter must have weights for. A model that reads embeddings has `text_widths` too.
     """
     names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
     shape = {name: denoiser[name] for name in names if denoiser.get(name) is not None}
@@ -120,10 +132,14 @@ def shape_problem(part: Part, shape: dict[str, Any]) -> str:
     """Say why a part does not fit a model of a shape; "" if it does."""
     for name, wanted in part.shape.items():
         if shape.get(name) != wanted:
-            told = PROMPT_WIDTHS if name == "cross_attention_dim" else {}
-            there, here = (f"{value}{told.get(value, '')}" for value in (wanted, shape.get(name, "none")))
+            there, here = (_told(name, value) for value in (wanted, shape.get(name, "none")))
             return f"it was made for another family: {name} is {there} there and {here} in this model"
     return ""
+
+
+def _told(name: str, value: Any) -> str:
+    words = " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return words + TOLD.get(name, {}).get(value, "")
 
 
 def encoder_kind(config: dict[str, Any]) -> str:

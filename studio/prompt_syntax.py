@@ -16,7 +16,7 @@ STEP = 1.1
 WEIGHT_MAX = 10.0
 DEPTH_MAX = 50
 PAIRS = {"(": ")", "[": "]"}
-ESCAPED = tuple("()[]\\:|")
+ESCAPED = tuple("()[]\\:|{}_$")  # those of `dynamic_prompts` too, whose escapes stay in a prompt that was expanded
 _WEIGHT = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)")
 _WHEN = re.compile(r"\s*(?:\d+\.?\d*|\.\d+)\s*")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
@@ -92,6 +92,17 @@ def parse_prompt(text: str, field: str) -> list[list[Piece]]:
 def plain_text(sections: list[list[Piece]]) -> str:
     """Return the words alone, for a text encoder that knows no weights."""
     return " ".join("".join(piece.text for piece in section).strip() for section in sections)
+
+
+def without_escapes(text: str) -> str:
+    """Return a text for a model to which only `dynamic_prompts` means something: a brace stands for itself there."""
+    return re.sub(r"\\([{}_$])", r"\1", text)
+
+
+def spoken(text: str, steps: int, field: str) -> list[str]:
+    """Return all words that a prompt says at any moment, in the pieces in which a tokenizer reads them."""
+    said = [section for _, now in moments(text, steps, field) for section in parse_prompt(now, field)]
+    return list(dict.fromkeys(piece.text for section in said for piece in section))
 
 
 def _words(text: str, place: int) -> tuple[str, int]:

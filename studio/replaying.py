@@ -8,7 +8,8 @@ from PIL import Image, ImageChops
 
 from studio.engine.engine import Watch
 from studio.errors import InvalidRequest
-from studio.records import ImageRecord, Job
+from studio.parts import KINDS
+from studio.records import ImageRecord, Job, PartRef
 from studio.settings import Settings
 from studio.store.blobs import BlobStore
 from studio.store.gallery import save_picture
@@ -50,6 +51,28 @@ def remake(engine: Any, record: ImageRecord, load_image: Callable[[str, str], Im
     job = Job(id=new_job_id(), request=group, model=record.model, parts=record.parts)
     engine.generate(job, load_image, commit, Watch(lambda event: None, lambda: ""))
     return made[0]
+
+
+def parts_then(record: ImageRecord, now: tuple[PartRef, ...]) -> tuple[PartRef, ...]:
+    """Leave out embeddings that a picture did not have: a file that came later must not change what its words mean."""
+    known = {_key(part) for part in record.parts}
+    return tuple(part for part in now if part.kind != "embedding" or _key(part) in known)
+
+
+def part_differences(then: tuple[PartRef, ...], now: tuple[PartRef, ...]) -> list[str]:
+    """Say which parts of a picture are others by now, one line each."""
+    here = {_key(part): part.sha256[:12] for part in now}
+    found = [(part, here.get(_key(part), "missing")) for part in then]
+    return [
+        f"{part.kind} {part.id}: {part.sha256[:12]} then, {hash_now} now"
+        for part, hash_now in found
+        if hash_now != part.sha256[:12]
+    ]
+
+
+def _key(part: PartRef) -> tuple[str, str]:
+    """What tells a part from others even if its file was moved into another folder."""
+    return part.kind, part.id.rpartition("/")[2] if KINDS[part.kind].deep else part.id
 
 
 def pixel_difference(first: Path, second: Path) -> str:

@@ -17,6 +17,7 @@ from studio.engine.adapters import AdapterManager
 from studio.engine.canvas import fit, flatten
 from studio.engine.controls import Preprocessors
 from studio.engine.devices import Device
+from studio.engine.inversions import read_inversions
 from studio.engine.parts import PartManager
 from studio.engine.passes import (
     Steps,
@@ -259,10 +260,11 @@ class Engine:
         """Run the first pass, and the second if a refiner or a hires fix is asked for; return pictures (B, 3, H, W) in [0, 1]."""
         request, (start, units), family, vae = job.request, given, FAMILIES[job.model.family], self._vae(job)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        inversions = read_inversions(job.parts)
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
         with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe, self._loras(pipe, job, steps):
-            prompts = encode_prompts(pipe, request, job.model)
+            prompts = encode_prompts(pipe, request, job.model, inversions)
             more = start.arguments(pipe, seeds)
             if request.task == TEXT2IMAGE and request.variation_strength:
                 more["latents"] = mixed_noise(pipe, request, first, generators)
@@ -277,7 +279,7 @@ class Engine:
                 made = run_pass(steered, family, request, prompts, generators, steps, **more)
         if job.model.refiner:
             with self.pipelines.configured(request, job.model.refiner, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
-                prompts = encode_prompts(pipe, request, job.model.refiner)
+                prompts = encode_prompts(pipe, request, job.model.refiner, inversions)
                 steps.begin()
                 more = {"image": made, "denoising_start": request.refiner_start}
                 return run_pass(pipe, family, request, prompts, generators, steps, **more)

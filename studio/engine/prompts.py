@@ -5,17 +5,21 @@ Weights, breaks and schedules (`prompt_syntax`) count where a family's descripto
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from studio.chunks import Token, cut_chunks
+from studio.engine.inversions import Inversions
 from studio.errors import InvalidRequest, shown
 from studio.families import FAMILIES, ModelFamily
-from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text
+from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text, without_escapes
 from studio.records import ModelRef
 from studio.spec import GenerationRequest
 
 Embeddings = dict[str, torch.Tensor]  # name of a pipeline's argument -> (1, ...)
+NONE = Inversions()
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ def repeated(part: torch.Tensor, number: int) -> torch.Tensor:
     return part.repeat(number, *[1] * (part.ndim - 1))
 
 
-def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef) -> Prompts:
+def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inversions: Inversions = NONE) -> Prompts:
     """Encode prompt and negative prompt, the latter only where it counts.
 
     Args:
         pipe: a pipeline of the model.
         request: for its prompts, guidance and clip skip.
         model: for its family.
+        inversions: that the prompts name.
 
     Raises:
         InvalidRequest: if clip skip leaves no layer, or a prompt is longer than the model reads.
@@ -83,23 +88,29 @@ def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef) -> Pr
     if (getattr(request, family.guidance) or 1) > 1:
         texts["negative_prompt"] = request.negative_prompt
     steps = request.num_inference_steps or 1
-    told = {name: moments(text, steps, name) if family.syntax else [(0.0, text)] for name, text in texts.items()}
+    told = {
+        name: moments(text, steps, name) if family.syntax else [(0.0, without_escapes(text))]
+        for name, text in texts.items()
+    }
     known: dict[tuple[str, ...], Prompts] = {}
     said = []
     for start in sorted({start for schedule in told.values() for start, _ in schedule}):
         now = {name: [text for begins, text in schedule if begins <= start][-1] for name, schedule in told.items()}
         key = tuple(now.values())
         if key not in known:
-            encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip)
+            with inversions.applied(pipe):
+                encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip, inversions)
             known[key] = Prompts(encoded[0], encoded[1] if len(encoded) > 1 else {})
         said.append((start, known[key]))
     return replace(said[0][1], later=tuple(said)) if len(said) > 1 else said[0][1]
 
 
-def encode_clip(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+def encode_clip(
+    pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int, inversions: Inversions = NONE
+) -> list[Embeddings]:
     """Encode for one CLIP: states (1, chunks * 77, width)."""
     check_clip_skip(clip_skip, pipe.text_encoder)
-    ids, weights = chunk_prompts(pipe.tokenizer, texts)
+    ids, weights = chunk_prompts(pipe.tokenizer, texts, inversions)
     encoder = pipe.text_encoder
     states = [encode_chunks(encoder, row[None], clip_skip) for row in ids]
     if (weights != 1).any():
@@ -108,7 +119,9 @@ def encode_clip(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
     return [{"prompt_embeds": state} for state in states]
 
 
-def encode_sdxl(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+def encode_sdxl(
+    pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int, inversions: Inversions = NONE
+) -> list[Embeddings]:
     """Encode for two CLIPs: states (1, chunks * 77, width 1 + width 2), and what the second says of the first chunk (1, width 2).
 
     Its training made an empty negative prompt all zeros, where the model says so.
@@ -118,7 +131,7 @@ def encode_sdxl(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
         for which in ("", "_2")
         if getattr(pipe, f"text_encoder{which}", None) is not None
     ]
-    states, pooled = encode_penultimate(parts, texts, clip_skip)
+    states, pooled = encode_penultimate(parts, texts, clip_skip, inversions)
     encoded = [
         {"prompt_embeds": state, "pooled_prompt_embeds": pool[-1]} for state, pool in zip(states, pooled, strict=True)
     ]
@@ -127,13 +140,15 @@ def encode_sdxl(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
     return encoded
 
 
-def encode_sd3(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+def encode_sd3(
+    pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int, inversions: Inversions = NONE
+) -> list[Embeddings]:
     """Encode for two CLIPs and T5: the CLIPs' states, padded to T5's width, before T5's; pooled of both CLIPs.
 
     Without its T5 encoder, which is optional, the model gets zeros in its place.
     """
     parts = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
-    states, pooled = encode_penultimate(parts, texts, clip_skip)
+    states, pooled = encode_penultimate(parts, texts, clip_skip, inversions)
     if pipe.text_encoder_3 is None:
         width = pipe.transformer.config.joint_attention_dim
         read = [states[0].new_zeros(1, family.text_limits[0], width) for _ in texts]
@@ -148,7 +163,9 @@ def encode_sd3(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip:
     return encoded
 
 
-def encode_flux(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> list[Embeddings]:
+def encode_flux(
+    pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int, inversions: Inversions = NONE
+) -> list[Embeddings]:
     """Encode for T5, (1, length, width), and pooled for CLIP, (1, width), which hears only the first 75 tokens."""
     read = encode_t5(pipe.tokenizer_2, pipe.text_encoder_2, family, texts)
     first = chunk_tokens(pipe.tokenizer, list(texts.values()))[:, 0].to(pipe.text_encoder.device)
@@ -156,7 +173,7 @@ def encode_flux(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
     return [{"prompt_embeds": states, "pooled_prompt_embeds": pool} for states, pool in zip(read, pooled, strict=True)]
 
 
-Encoder = Callable[[Any, ModelFamily, dict[str, str], int], list[Embeddings]]
+Encoder = Callable[[Any, ModelFamily, dict[str, str], int, Inversions], list[Embeddings]]
 ENCODERS: dict[str, Encoder] = {"clip": encode_clip, "sdxl": encode_sdxl, "sd3": encode_sd3, "flux": encode_flux}
 
 
@@ -177,28 +194,35 @@ def chunk_tokens(tokenizer: Any, texts: list[str], least: int = 1) -> torch.Tens
         texts: all get as many chunks as the longest.
         least: number of chunks.
     """
-    return _chunks(tokenizer, [[[Piece(text)]] for text in texts], least)[0]
+    return _chunks(tokenizer, [[[Piece(text)]] for text in texts], NONE, least)[0]
 
 
-def chunk_prompts(tokenizer: Any, texts: dict[str, str], least: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut prompts (field -> text) into chunks as their weights and breaks say: token ids and weights, both as `chunk_tokens`."""
-    return _chunks(tokenizer, [parse_prompt(text, name) for name, text in texts.items()], least)
+def chunk_prompts(
+    tokenizer: Any, texts: dict[str, str], inversions: Inversions = NONE, least: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut prompts (field -> text) into chunks as their weights and breaks say: token ids and weights, both as `chunk_tokens`.
+
+    Ids below 0 are vectors of `inversions`, which must be applied where they are read.
+    """
+    return _chunks(tokenizer, [parse_prompt(text, name) for name, text in texts.items()], inversions, least)
 
 
-def _chunks(tokenizer: Any, prompts: list[list[list[Piece]]], least: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _chunks(
+    tokenizer: Any, prompts: list[list[list[Piece]]], inversions: Inversions, least: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn the sections of each prompt into chunks."""
-    length, bos, eos = tokenizer.model_max_length, tokenizer.bos_token_id, tokenizer.eos_token_id
-    room, filler = length - 2, (tokenizer.pad_token_id, 1.0)
-    rows: list[list[list[tuple[int, float]]]] = []
-    for sections in prompts:
-        rows.append([])
-        for section in sections:
-            words = [(i, piece.weight) for piece in section for i in _token_ids(tokenizer, piece.text)]
-            rows[-1] += [words[start : start + room] for start in range(0, max(1, len(words)), room)]
+    length, begin, end = (
+        tokenizer.model_max_length,
+        Token(tokenizer.bos_token_id, 1.0),
+        Token(tokenizer.eos_token_id, 1.0),
+    )
+    filler = Token(tokenizer.pad_token_id, 1.0)
+    groups = partial(inversions.groups, lambda text: _token_ids(tokenizer, text))
+    rows = [cut_chunks(sections, groups, length - 2) for sections in prompts]
     number = max(least, *map(len, rows))
-    filled = [[[(bos, 1.0), *chunk, (eos, 1.0)] for chunk in [*row, *[[]] * (number - len(row))]] for row in rows]
+    filled = [[[begin, *chunk, end] for chunk in [*row, *[[]] * (number - len(row))]] for row in rows]
     filled = [[chunk + [filler] * (length - len(chunk)) for chunk in row] for row in filled]
-    ids, weights = ([[[pair[i] for pair in chunk] for chunk in row] for row in filled] for i in (0, 1))
+    ids, weights = ([[[token[i] for token in chunk] for chunk in row] for row in filled] for i in (0, 1))
     return torch.tensor(ids), torch.tensor(weights)
 
 
@@ -234,7 +258,7 @@ def encode_chunks(encoder: Any, chunks: torch.Tensor, clip_skip: int = 0) -> tor
 
 
 def encode_penultimate(
-    parts: list[tuple[Any, Any]], texts: dict[str, str], clip_skip: int
+    parts: list[tuple[Any, Any]], texts: dict[str, str], clip_skip: int, inversions: Inversions = NONE
 ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
     """Encode with several CLIPs as models since SDXL do: the states before the last layer, `clip_skip` layers earlier still.
 
@@ -242,16 +266,17 @@ def encode_penultimate(
         parts: tokenizer and text encoder of each.
         texts: field -> prompt; all get as many chunks.
         clip_skip: counts from the layer before the last.
+        inversions: that the texts name.
 
     Returns:
         For each text (1, chunks * 77, sum of widths), and each encoder's own summary of the first chunk, (1, width).
     """
     check_clip_skip(clip_skip, *(encoder for _, encoder in parts))
-    most = max(chunk_prompts(tokenizer, texts)[0].shape[1] for tokenizer, _ in parts)
+    most = max(chunk_prompts(tokenizer, texts, inversions)[0].shape[1] for tokenizer, _ in parts)
     states: list[list[torch.Tensor]] = [[] for _ in texts]
     pooled: list[list[torch.Tensor]] = [[] for _ in texts]
     for tokenizer, encoder in parts:
-        ids, weights = chunk_prompts(tokenizer, texts, most)
+        ids, weights = chunk_prompts(tokenizer, texts, inversions, most)
         for number, chunks in enumerate(ids):
             hidden, summary = _penultimate(encoder, chunks, clip_skip)
             if (weights[number] != 1).any():

@@ -25,6 +25,11 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (natural(path.name), path.name))
 
 
+def with_neighbours(roots: tuple[Path, ...]) -> list[Path]:
+    """Return folders of models, and beside each that is called `models` the one above it, where A1111 keeps embeddings and styles."""
+    return [place for root in roots for place in ((root, root.parent) if root.name == "models" else (root,))]
+
+
 def natural(name: str) -> list[tuple[int, str]]:
     """Return what sorts names as people do: digits count as numbers."""
     parts = re.findall(r"[0-9]{1,18}|[^0-9]+", name.casefold())

@@ -68,3 +68,17 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return json.loads(file.read(length))
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor of a file.
+
+    Raises:
+        ModelError: if it is a pickle or damaged, naming the way out.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(f"it is a pickle, which can run code; {pickle_cure(path)}")
+    if problem := safetensors_problem(path):
+        raise ModelError(f"{path.name} {problem}; copy the file again")
+    header = safetensors_header(path)
+    return {name: entry.get("shape", []) for name, entry in header.items() if name != "__metadata__"}

@@ -253,7 +253,7 @@ def read_model(name: str, folder: Path) -> Model:
             family=family,
             noise=noise,
             kind=kind,
-            shape=shape_of(denoiser, _vae_config(folder)),
+            shape=shape_of(denoiser, _vae_config(folder)) | _text_shape(folder, index, family),
             defaults=defaults,
             latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
             words=frozenset(facts.get("words", ())),
@@ -268,6 +268,15 @@ def read_model(name: str, folder: Path) -> Model:
 def _vae_config(folder: Path) -> dict[str, Any]:
     path = folder / "vae" / "config.json"
     return read_json(path) if path.is_file() else {}
+
+
+def _text_shape(folder: Path, index: dict[str, Any], family: str) -> dict[str, Any]:
+    """Return how wide the vectors are that a model's text encoders read; {} if its prompts have no syntax, so that names are words."""
+    if not FAMILIES[family].syntax:
+        return {}
+    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if (index.get(name) or [None])[0]]
+    configs = [read_json(folder / name / "config.json") for name in names]
+    return {"text_widths": tuple(config.get("hidden_size") or config.get("d_model") for config in configs)}
 
 
 def _noise(family: str, scheduler: str) -> str:

@@ -94,6 +94,7 @@ def to_parameters(record: ImageRecord) -> str:
         **_edit_facts(request),
         **_unit_facts(record),
         **_vae_facts(record),
+        **_embedding_facts(record),
         "Refiner": request.refiner,
         "Refiner switch at": f"{request.refiner_start:g}" if request.refiner else None,
         "Version": f"Studio {VERSION}",
@@ -138,6 +139,13 @@ def _vae_facts(record: ImageRecord) -> dict[str, object]:
     """Return A1111's fact about a VAE, which it calls by its file."""
     part = next((part for part in record.parts if part.kind == "vae"), None)
     return {"VAE": Path(part.path).name or part.id} if part else {}
+
+
+def _embedding_facts(record: ImageRecord) -> dict[str, object]:
+    """Return A1111's fact about textual inversions."""
+    named = {part.id: part.sha256[:12] for part in record.parts if part.kind == "embedding"}
+    text = ", ".join(f"{name}: {sha256}" for name, sha256 in named.items()).replace('"', "")
+    return {"TI hashes": f'"{text}"'} if named else {}
 
 
 def _unit_facts(record: ImageRecord) -> dict[str, object]:

@@ -24,8 +24,17 @@ from studio.parts import (
 )
 from studio.records import PartRef
 from studio.spec import GenerationRequest
+from studio.store.embeddings import named_embeddings, read_embedding
+from studio.store.folders import with_neighbours
 from studio.store.hashes import Hashes
-from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_header, safetensors_problem
+from studio.store.headers import (
+    PICKLES,
+    pickle_cure,
+    read_json,
+    safetensors_header,
+    safetensors_problem,
+    tensor_shapes,
+)
 from studio.upscalers import uses_model
 
 DEPTH = 2
@@ -65,7 +74,8 @@ class PartLibrary:
     def parts(self, kind: str) -> list[Part]:
         """List all parts of a kind, usable or not."""
         found: dict[str, Part] = {}
-        for folder in (root / name for root in self.roots for name in KINDS[kind].folders):
+        roots = with_neighbours(self.roots) if KINDS[kind].beside else self.roots
+        for folder in (root / name for root in roots for name in KINDS[kind].folders):
             for path in sorted(_entries(folder, KINDS[kind].deep)) if folder.is_dir() else ():
                 name = path.relative_to(folder).as_posix().removesuffix(".safetensors")
                 if name not in found and (part := self._part(kind, name, path)):
@@ -139,6 +149,9 @@ class PartLibrary:
             same = [other.id for other in found.values() if other.sha256 == one.sha256 and other.id != one.id]
             if kind == "lora" and same:
                 raise InvalidRequest(field, f"{field}={name!r} and {same[0]!r} are the same file; give it once")
+        if not request.only_enlarges:
+            for part in named_embeddings(self.parts("embedding"), request, shape):
+                found["embedding", part.id] = self.reference(part)
         if vae := self.vae_of(request.vae, request.model, shape) if not request.only_enlarges else None:
             found["vae", vae.id] = vae
         if uses_model(request):
@@ -215,7 +228,7 @@ def _read_controlnet(kind: str, name: str, path: Path) -> Part | None:
     if not path.is_file():
         return _read_folder(kind, name, path)
     try:
-        shapes = _shapes(path)
+        shapes = tensor_shapes(path)
         told = controlnet_config({new: shapes[old] for old, new in controlnet_names(shapes).items()})
         return Part(kind, name, path, {ours: told[ours] for ours in UNET_SHAPE})
     except (ModelError, ValueError) as error:
@@ -239,20 +252,6 @@ def _check_weights(folder: Path) -> None:
     for file in weights:
         if problem := safetensors_problem(file):
             raise ModelError(f"{file.name} {problem}; copy the file again")
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Return the shape of each tensor of a file.
-
-    Raises:
-        ModelError: if it is a pickle or damaged, naming the way out.
-    """
-    if path.suffix.lower() in PICKLES:
-        raise ModelError(f"it is a pickle, which can run code; {pickle_cure(path)}")
-    if problem := safetensors_problem(path):
-        raise ModelError(f"{path.name} {problem}; copy the file again")
-    header = safetensors_header(path)
-    return {name: entry.get("shape", []) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _preprocessor(path: Path) -> str:
@@ -334,7 +333,7 @@ def _read_upscaler(kind: str, name: str, path: Path) -> Part | None:
     if not path.is_file():
         return None
     try:
-        shapes = _shapes(path)
+        shapes = tensor_shapes(path)
         _check_name(kind, name)
     except ModelError as error:
         return Part(kind, name, path, {}, problem=str(error))
@@ -358,7 +357,7 @@ def _read_vae(kind: str, name: str, path: Path) -> Part | None:
     try:
         _check_name(kind, name)
         if path.is_file():
-            shapes = _shapes(path)
+            shapes = tensor_shapes(path)
             told = vae_config({new: shapes[old] for old, new in vae_names(shapes).items()})
             return Part(kind, name, path, {ours: v for ours, v in vae_shape(told).items() if ours != "scaling_factor"})
         if not (path / "config.json").is_file():
@@ -384,7 +383,7 @@ def _read_lora(kind: str, name: str, path: Path) -> Part | None:
     try:
         if ":" in name:
             raise ModelError("its name has a colon, which a prompt cannot say (<lora:name:1>); rename the file")
-        return Part(kind, name, path, trained_for(_shapes(path)))
+        return Part(kind, name, path, trained_for(tensor_shapes(path)))
     except ModelError as error:
         return Part(kind, name, path, {}, problem=str(error))
     except (TypeError, KeyError, IndexError) as error:
@@ -399,4 +398,5 @@ READERS: dict[str, Reader] = {
     "upscaler": _read_upscaler,
     "vae": _read_vae,
     "lora": _read_lora,
+    "embedding": read_embedding,
 }

@@ -17,6 +17,7 @@ from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
 from studio.spec import GenerationRequest, parse_request
 from studio.store.blobs import is_reference
+from studio.store.embeddings import embedding_rows
 from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
@@ -317,8 +318,9 @@ class Api:
         ]
 
     def adapters(self) -> list[dict[str, Any]]:
-        """List the LoRA that can be used: `id` is what `loras` names; `trigger_words`, `rank` … are what their files say."""
-        rows = lora_rows(self._services.library.parts.parts("lora"))
+        """List the LoRA and embeddings that can be used: `id` is what `loras` names, `names` call an embedding in a prompt."""
+        parts = self._services.library.parts
+        rows = lora_rows(parts.parts("lora")) + embedding_rows(parts.parts("embedding"))
         return [{name: value for name, value in row.items() if name != "problem"} for row in rows if not row["problem"]]
 
     def schedulers(self) -> list[dict[str, Any]]:
