@@ -4,11 +4,13 @@ import importlib
 from typing import Any
 
 from trainers.configs import AdapterConfig, FullConfig, TrainingConfig
+from trainers.inversion_configs import TextualInversionConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "lora": (AdapterConfig, "trainers.lora:LoraMethod"),
     "full": (FullConfig, "trainers.full:FullMethod"),
+    "textual-inversion": (TextualInversionConfig, "trainers.textual_inversion:TextualInversion"),
 }
 
 
