@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,9 +17,10 @@ from benchmarks.shapes.teach import draw_lesson, teach
 from studio.engine.devices import open_device
 from studio.errors import InvalidRequest
 from studio.settings import ROOT, Settings
+from studio.store.blobs import BlobStore
 from studio.store.library import Library
 from studio.store.metadata import read_picture
-from tests.conftest import MODELS
+from tests.conftest import MODELS, drawer, pixels
 from tests.tiny import WIDE, clip_tokenizer, sdxl, t5
 from trainers.configs import check_config, read_config
 from trainers.inversion_configs import TextualInversionConfig
@@ -103,7 +103,7 @@ def digest(module: torch.nn.Module) -> str:
 def bare(method: TextualInversion, model: Path, file: Path) -> Any:
     """Return diffusers' own pipeline with a saved file."""
     kind: Any = StableDiffusionXLPipeline if model.name == "sdxl" else StableDiffusionPipeline
-    pipe = kind.from_pretrained(model)
+    pipe = kind.from_pretrained(model, torch_dtype=torch.float32)
     state = load_file(file)
     if model.name != "sdxl":
         pipe.load_textual_inversion(str(file))
@@ -243,27 +243,28 @@ def test_a_resumed_run_ends_as_the_unbroken_one(
 
 @pytest.mark.parametrize("more", [{}, LORA], ids=["alone", "with LoRA"])
 def test_samples_are_what_generate_draws(
-    more: dict[str, Any], lesson: Path, models: Path, tmp_path: Path, engine: Any
+    more: dict[str, Any], lesson: Path, models: Path, tmp_path: Path, engine: Any, blobs: BlobStore
 ) -> None:
-    rows = {"validation_prompts": (PROMPT,), "max_train_steps": 1, "num_vectors": 2, **more}
-    run = session(tmp_path, lesson, models, **rows)
-    answer = run.run()
-    assert answer
+    words: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples.yaml").write_text(json.dumps([words]))
+    session(tmp_path, lesson, models, max_train_steps=1, num_vectors=2, **more).run()
     sample = tmp_path / "run" / "samples" / "step-000001-0-0.png"
-    record = read_picture(sample.read_bytes())
-    ends = {"embedding": "toy-000001_emb" if more else "toy-000001"} | ({"lora": "toy-000001"} if more else {})
-    assert {part.kind: part.id for part in record.parts} == ends
-    assert record.request.prompt == f"a {ends['embedding']} on a blue background"
-    plain = tmp_path / "plain"
-    told = session(
-        plain,
-        lesson,
-        models,
-        **(rows | {"max_train_steps": 1, "learning_rate": 0.0} | ({"embedding_learning_rate": 0.0} if more else {})),
-    )
-    told.run()
-    other = plain / "run" / "samples" / "step-000001-0-0.png"
-    assert (np.array(Image.open(sample)) != np.array(Image.open(other))).any(), "the step counts"
+    record = read_picture(sample)
+    name = "toy-000001_emb" if more else "toy-000001"
+    files = {"embedding": name} | ({"lora": "toy-000001"} if more else {})
+    assert {part.kind: part.id for part in record.parts} == files
+    assert record.request.prompt == f"a {name} on a blue background"
+    library = Library((MODELS,), part_roots=(tmp_path / "none",))
+    for kind, own in files.items():
+        path = tmp_path / "run" / "checkpoints" / "step-000001" / "weights" / f"{own}.safetensors"
+        library.parts.add_file(kind, own, path)
+    loras = [{"name": "toy-000001"}] if more else []
+    draw = drawer(engine, library, blobs)
+    shown = pixels(sample.read_bytes())
+    assert (pixels(draw(**words, loras=loras).pictures[0]) == shown).all(), "the placeholder calls it too"
+    begun = draw(**words | {"prompt": PROMPT.replace("<toy>", "toy toy")})
+    assert (pixels(begun.pictures[0]) != shown).any(), "the step counts"
 
 
 def test_files_of_every_layout_are_called_by_the_placeholder(begin: Callable, models: Path, tmp_path: Path) -> None:

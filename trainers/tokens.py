@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-END = "</w>"  # what CLIP's tokens end in where a word ends
+START, END = "▁", "</w>"  # what T5's tokens begin with where a word begins, and CLIP's end in where it ends
 RARE = 0.75  # part of the vocabulary after which words are rare: merges stand in it in the order of their frequency
 LETTERS = range(3, 5)  # of words that are proposed
 
@@ -27,8 +27,8 @@ class WordFacts(NamedTuple):
 
     Attributes:
         word: as it was given.
-        pieces: the tokens, without the mark of a word's end; empty for a word of blanks.
-        ranks: place of each in the vocabulary, from 0: the higher, the rarer.
+        pieces: the tokens, without marks of where words begin or end; empty for a word of blanks.
+        ranks: place of each in the vocabulary, from 0: the higher, the rarer; `size` for what is not in it.
         size: of the vocabulary.
         whole: whether it is one token that stands for a whole word, so that the model has a meaning for it.
         spelled: whether nothing longer than single signs was found in it: the tokenizer does not know it.
@@ -50,15 +50,15 @@ class WordFacts(NamedTuple):
 def look_up(tokenizer: Tokenizer, word: str) -> WordFacts:
     """Read a word, or several, as a tokenizer does."""
     tokens, vocabulary = tokenizer.tokenize(word), tokenizer.get_vocab()
-    pieces = tuple(token.removesuffix(END) for token in tokens)
-    unknown = tokenizer.unk_token in tokens and tokenizer.unk_token != word
+    pieces = tuple(token.removeprefix(START).removesuffix(END) for token in tokens)
+    unknown = any(token not in vocabulary or token == tokenizer.unk_token for token in tokens)
     return WordFacts(
         word,
         pieces,
-        tuple(vocabulary[token] for token in tokens),
+        tuple(vocabulary.get(token, len(vocabulary)) for token in tokens),
         len(vocabulary),
         len(tokens) == 1 and not unknown,
-        unknown or (len(pieces) > 1 and all(len(piece) == 1 for piece in pieces)),
+        unknown or (len(pieces) > 1 and all(len(piece) <= 1 for piece in pieces)),
     )
 
 
