@@ -65,7 +65,8 @@ def begin(lesson: Path, models: Path, tmp_path: Path) -> Callable[..., tuple[Tex
     def make(**values: Any) -> tuple[TextualInversion, Material]:
         config = check_config(TextualInversionConfig, SMALL | {"dataset": str(lesson)} | values)
         library = Library((MODELS, models))
-        parts = load_parts(library.reference(library.get(config.model)), open_device("cpu", 1), torch.float32)
+        dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+        parts = load_parts(library.reference(library.get(config.model)), open_device("cpu", 1), dtype)
         pictures = Pictures(config.told_concepts, tmp_path)
         material = Material(config, pictures, parts, tmp_path / "cache", words=False)
         method = TextualInversion(config, parts)
@@ -174,6 +175,19 @@ def test_the_loss_is_the_papers(begin: Callable, tmp_path: Path) -> None:
         assert torch.allclose(method(batch), (made - wanted).square().mean(dim=(1, 2, 3)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, LORA], ids=["alone", "with LoRA"])
+def test_memory_can_be_saved(more: dict[str, Any], begin: Callable) -> None:
+    gradients = []
+    for saving in ({}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "mixed_precision": "bf16"}):
+        method, material = begin(model="sdxl", **more, **saving)
+        method(material.batch(0, 0)).mean().backward()
+        assert all(one.dtype == torch.float32 for one in method.vectors.values())
+        gradients.append([one.grad for one in method.vectors.values()])
+    for plain, kept, half in zip(*gradients, strict=True):
+        assert torch.allclose(plain, kept, rtol=1e-4, atol=1e-9)
+        assert torch.nn.functional.cosine_similarity(plain.flatten(), half.flatten(), dim=0) > 0.8
+
+
 def test_weight_decay_and_rates_are_the_vectors_own(begin: Callable) -> None:
     method, material = begin(**LORA)
     groups = learn(method, material, 1).param_groups
@@ -250,7 +264,8 @@ def test_samples_are_what_generate_draws(
     (tmp_path / "run" / "samples.yaml").write_text(json.dumps([words]))
     session(tmp_path, lesson, models, max_train_steps=1, num_vectors=2, **more).run()
     sample = tmp_path / "run" / "samples" / "step-000001-0-0.png"
-    record = read_picture(sample)
+    record = read_picture(sample).record
+    assert record
     name = "toy-000001_emb" if more else "toy-000001"
     files = {"embedding": name} | ({"lora": "toy-000001"} if more else {})
     assert {part.kind: part.id for part in record.parts} == files
