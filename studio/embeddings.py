@@ -1,7 +1,7 @@
 """Textual inversions (Gal et al. 2022, arXiv:2208.01618) as data: what a file's header tells, and where a prompt names one."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from studio.errors import ModelError
@@ -20,7 +20,7 @@ class Layout(NamedTuple):
         keys: the pipeline's text encoder -> name of the tensor.
         widths: of the vectors, for each text encoder.
         vectors: how many there are.
-        token: what diffusers' layout calls it in a prompt, "" if nothing but its file's name does.
+        token: what it was trained as and calls it in a prompt, "" if nothing but its file's name does.
     """
 
     keys: dict[str, str]
@@ -29,11 +29,12 @@ class Layout(NamedTuple):
     token: str = ""
 
 
-def layout_of(shapes: dict[str, list[int]]) -> Layout:
+def layout_of(shapes: dict[str, list[int]], metadata: Mapping[str, str] | None = None) -> Layout:
     """Read A1111's layout, diffusers' (token -> vectors) or that of SDXL.
 
     Args:
         shapes: of the file's tensors.
+        metadata: of the file; its `placeholder_token` counts where the layout has no place for the token.
 
     Raises:
         ModelError: if it is none of them.
@@ -58,6 +59,7 @@ def layout_of(shapes: dict[str, list[int]]) -> Layout:
     (number,) = numbers
     if number > VECTORS_MAX:
         raise ModelError(f"it has {number} vectors; at most {VECTORS_MAX} fit into a prompt's chunk")
+    token = token or (metadata or {}).get("placeholder_token", "")
     return Layout(keys, tuple(side[-1] for side in sides.values()), number, token if sayable(token) else "")
 
 

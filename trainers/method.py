@@ -22,6 +22,7 @@ class Rate:
     name: str
     parameters: list[torch.nn.Parameter]
     learning_rate: float
+    weight_decay: float | None = None  # None is the run's
 
 
 class Method(torch.nn.Module):
@@ -107,6 +108,10 @@ class Method(torch.nn.Module):
         An artifact that is a model is found by its folder's name: samples are drawn with the folder around it in the library.
         """
         raise NotImplementedError
+
+    def embeddings_of(self, artifact: Path) -> list[Path]:
+        """Return the textual inversions of a saved artifact, which `request_of` names in prompts by their files' names."""
+        return []
 
     def process(self, latents: torch.Tensor) -> Process:
         """Return the noise for latents of this size."""

@@ -4,12 +4,14 @@ import importlib
 from typing import Any
 
 from trainers.configs import AdapterConfig, DreamBoothConfig, FullConfig, TrainingConfig
+from trainers.inversion_configs import TextualInversionConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "lora": (AdapterConfig, "trainers.lora:LoraMethod"),
     "dreambooth": (DreamBoothConfig, "trainers.dreambooth:dreambooth"),
     "full": (FullConfig, "trainers.full:FullMethod"),
+    "textual-inversion": (TextualInversionConfig, "trainers.textual_inversion:TextualInversion"),
 }
 
 

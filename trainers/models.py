@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from studio.engine.devices import Device
+from studio.engine.inversions import Inversions
 from studio.engine.pipelines import load_pipeline
-from studio.engine.prompts import ENCODERS
+from studio.engine.prompts import ENCODERS, NONE
 from studio.families import FAMILIES, ModelFamily
 from studio.records import ModelRef
 from trainers.denoisers import Denoiser, Told, denoiser_of
@@ -52,13 +53,19 @@ class Parts:
         found = {name: getattr(self.pipe, name, None) for name in TEXT_ENCODERS}
         return {name: one for name, one in found.items() if one is not None}
 
-    def encode(self, captions: list[str]) -> Told:
+    def encode(self, captions: list[str], inversions: Inversions = NONE) -> Told:
         """Encode captions as plain text, all to one length; (B, ...) each.
 
         An empty one becomes zeros where the model was trained so.
+
+        Args:
+            captions: may name inversions.
+            inversions: gradients reach their vectors.
         """
         texts = {f"caption {i}": self.plain(caption) for i, caption in enumerate(captions)}
-        rows = ENCODERS[self.family.prompts](self.pipe, self.family, texts, 0)
+        with inversions.applied(self.pipe):
+            named = (inversions,) if self.family.syntax else ()
+            rows = ENCODERS[self.family.prompts](self.pipe, self.family, texts, 0, *named)
         told = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         if self.pipe.config.get("force_zeros_for_empty_prompt"):
             words = torch.tensor([bool(caption) for caption in captions])

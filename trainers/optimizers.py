@@ -29,7 +29,12 @@ def build_optimizer(config: TrainingConfig, rates: Sequence[Rate]) -> torch.opti
     Raises:
         InvalidRequest: if its library is not installed, or nothing learns.
     """
-    groups = [{"params": rate.parameters, "lr": rate.learning_rate} for rate in rates if rate.parameters]
+    groups = [
+        {"params": rate.parameters, "lr": rate.learning_rate}
+        | ({} if rate.weight_decay is None else {"weight_decay": rate.weight_decay})
+        for rate in rates
+        if rate.parameters
+    ]
     if not groups:
         raise InvalidRequest("target_modules", "nothing would learn: no layer was chosen")
     module, name, package = CLASSES[config.optimizer]

@@ -1,7 +1,7 @@
 """Samples of a run: drawn from a committed checkpoint by a fresh engine, as Generate draws them, pixel for pixel."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,15 @@ class Sampler:
         rows: list[dict[str, Any]],
         artifact: Path,
         using: Callable[[Path, GenerationRequest], GenerationRequest],
+        embeddings: Sequence[Path] = (),
     ) -> list[tuple[Path, ImageRecord]]:
-        """Draw every request as `using` changes it for an artifact; the pictures lie in `samples/`, named by step and place."""
+        """Draw every request as `using` changes it for an artifact; the pictures lie in `samples/`, named by step and place.
+
+        `embeddings` are files that the changed prompts call by their names.
+        """
         out, library = self._folder / "samples", self._library(artifact.parent)
+        for path in embeddings:
+            library.parts.add_file("embedding", path.stem, path)
         blobs, engine = BlobStore(out / "blobs"), Engine(self._device, utc_now, new_image_id)
         made: list[tuple[Path, ImageRecord]] = []
         try:

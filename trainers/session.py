@@ -265,8 +265,8 @@ class Session:
         try:
             rows = sampler.prompts(self.config)
             if rows:
-                artifact = next((path / "weights").iterdir())
-                sampler.draw(step, rows, artifact, method.request_of)
+                artifact = min((path / "weights").iterdir())  # of a LoRA and its embedding, NAME_emb, the LoRA
+                sampler.draw(step, rows, artifact, method.request_of, method.embeddings_of(artifact))
         except StudioError as error:
             logger.warning("no samples after step %d: %s", step, error)
 

@@ -98,7 +98,8 @@ def _read(part: PartRef) -> tuple[Vectors, tuple[str, ...]]:
     try:
         with safe_open(part.path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        layout = layout_of({key: list(one.shape) for key, one in state.items()})
+            metadata = file.metadata()
+        layout = layout_of({key: list(one.shape) for key, one in state.items()}, metadata)
     except ModelError as error:
         raise ModelError(f"embedding {part.id} cannot be used: {error}") from None
     except Exception as error:

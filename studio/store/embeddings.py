@@ -8,7 +8,7 @@ from studio.errors import InvalidRequest, ModelError
 from studio.parts import TEXT_WIDTHS, Part, shape_problem
 from studio.prompt_syntax import spoken
 from studio.spec import GenerationRequest
-from studio.store.headers import PICKLES, tensor_shapes
+from studio.store.headers import PICKLES, safetensors_header, tensor_shapes
 
 FIELDS = ("prompt", "negative_prompt")
 
@@ -23,7 +23,7 @@ def read_embedding(kind: str, name: str, path: Path) -> Part | None:
             raise ModelError(
                 "its name has a bracket, colon or bar, which mean something else in a prompt; rename the file"
             )
-        layout = layout_of(tensor_shapes(path))
+        layout = layout_of(tensor_shapes(path), safetensors_header(path).get("__metadata__"))
         return Part(kind, name, path, {"text_widths": layout.widths}, names=names_of(name, layout.token))
     except ModelError as error:
         return Part(kind, name, path, {}, names=own, problem=str(error))
