@@ -20,6 +20,7 @@ PURE = {
     "errors",
     "lease",
     "loras",
+    "lora_blocks",
     "doctor",
     "fields",
     "grid",

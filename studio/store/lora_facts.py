@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.fields import Frozen
-from studio.loras import rank_of
+from studio.loras import kind_of, rank_of
 from studio.parts import PROMPT_WIDTHS, Part
 from studio.store.headers import safetensors_header
 
@@ -18,7 +18,8 @@ class LoraFacts(Frozen):
     """What a person wants to know of a LoRA before using it; empty where its file does not say.
 
     Attributes:
-        rank: the largest of its layers.
+        method: LoRA, LoHa, LoKr, DoRA ….
+        rank: the largest of its layers; 0 if it has none.
         trigger_words: what calls it in a prompt.
         recommended_weight: how strongly it was meant to count.
         base: the model that it was trained on, as its trainer named it.
@@ -26,6 +27,7 @@ class LoraFacts(Frozen):
         notes: anything else that its maker says.
     """
 
+    method: str
     rank: int
     trigger_words: tuple[str, ...] = ()
     recommended_weight: float | None = None
@@ -40,6 +42,7 @@ def read_lora_facts(path: Path) -> LoraFacts:
     told = {name: str(value) for name, value in header.get("__metadata__", {}).items()}
     shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     return LoraFacts(
+        method=kind_of(shapes),
         rank=rank_of(shapes),
         trigger_words=_trigger_words(told),
         recommended_weight=_number(told.get("recommended_weight", "")),
