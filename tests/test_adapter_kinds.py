@@ -92,7 +92,7 @@ def locon(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Parts, np.n
     down, up = (parts[f"lora_{side}.weight"].reshape(parts[f"lora_{side}.weight"].shape[:2]) for side in ("down", "up"))
     if not kernel:
         return parts, up @ down
-    parts["lora_mid.weight"] = some(rng, RANK, RANK, *kernel)
+    parts["lora_mid.weight"] = some(rng, RANK, RANK, *kernel, size=0.2)
     return parts, tucker_of(parts["lora_mid.weight"], down, up.T)
 
 
@@ -264,8 +264,8 @@ def test_what_peft_saves_is_what_peft_draws(draw: Draw, folder: Path, pipe: Any,
     network = get_peft_model(copied.unet, config)
     with torch.no_grad():
         for name, one in network.named_parameters():
-            if "magnitude" in name:
-                one *= 1.5
+            if "magnitude" in name or "hada" in name:
+                one *= 2 if "hada" in name else 1.5
     state = {key: one.contiguous() for key, one in get_peft_model_state_dict(network).items()}
     save_file(state, folder / "loras" / f"peft-{kind}.safetensors")
     made = draw(**SMALL, loras=stack((f"peft-{kind}", 1.0)))

@@ -1,7 +1,7 @@
 """What the factors of an adapter add to a weight: LoRA, LoHa, LoKr, DoRA, IA3 and full differences, as LyCORIS and PEFT save them.
 
-Formulas: LoRA (Hu et al. 2021, arXiv:2106.09685, 4.1); LoHa (Hyeon-Woo et al. 2022, arXiv:2108.06098, equation 2) and
-LoKr (Yeh et al. 2024, LyCORIS, arXiv:2309.14859, section 3); DoRA (Liu et al. 2024, arXiv:2402.09353, equation 5); IA3 (Liu et al. 2022,
+Formulas: LoRA (Hu et al. 2021, arXiv:2106.09685, 4.1); LoHa (Hyeon-Woo et al. 2022, arXiv:2108.06098, eq. 2) and
+LoKr (Yeh et al. 2024, LyCORIS, arXiv:2309.14859, section 3); DoRA (Liu et al. 2024, arXiv:2402.09353, eq. 5); IA3 (Liu et al. 2022,
 arXiv:2205.05638, section 3.3).
 """
 
