@@ -1,4 +1,4 @@
-"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|convert|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|convert|merge|doctor`."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.families import FAMILIES
 from studio.lease import DeviceLease, FolderLock
+from studio.merge_command import add_merge_flags, merge
 from studio.plot_command import add_flags
 from studio.schedulers import SCHEDULERS
 from studio.settings import Settings, read_settings
@@ -72,6 +73,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .bin")
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
+    add_merge_flags(commands)
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine and how to mend it")
     doctor.add_argument("--json", action="store_true")
     doctor.add_argument(
@@ -336,7 +338,8 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    c.__name__: c for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, convert, doctor)
+    c.__name__: c
+    for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, convert, merge, doctor)
 }
 
 

@@ -21,6 +21,7 @@ PURE = {
     "lease",
     "loras",
     "lora_blocks",
+    "merging",
     "doctor",
     "fields",
     "grid",

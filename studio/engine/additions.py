@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from studio.engine.deltas import FORMULAS, delta_of
 from studio.engine.devices import Device
-from studio.engine.lora_names import State, diffusers_names, layers_in, peft_key, places_of, told_alpha
+from studio.engine.lora_names import State, diffusers_names, layers_in, peft_key, places_of, with_alpha
 from studio.errors import ModelError
 
 Handle = torch.utils.hooks.RemovableHandle
@@ -111,15 +111,6 @@ def read_additions(
         here = {part: one.to(device.place, torch.float32) for part, one in parts.items()}
         made.append(Addition(*place, modules[place], here, None if bias is None else bias.to(device.place)))
     return made
-
-
-def with_alpha(parts: State, place: str, told: dict[str, Any]) -> State:
-    """Return a layer's parts with the alpha that diffusers' metadata say, if the file has none."""
-    rank = next((len(parts[one]) for one in ("lora_down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if one in parts), 0)
-    config, alpha = told_alpha(place, told)
-    if alpha is None or "alpha" in parts or not rank:
-        return dict(parts)
-    return parts | {"alpha": torch.tensor(float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0))}
 
 
 def check_parts(parts: State, weight: torch.Tensor, place: str, name: str) -> None:

@@ -106,3 +106,12 @@ def told_alpha(name: str, told: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     config = {key.removeprefix(f"{network}."): value for key, value in told.items() if key.startswith(f"{network}.")}
     pattern = config.get("alpha_pattern") or {}
     return config, next((own for end, own in pattern.items() if name.endswith(f".{end}")), config.get("lora_alpha"))
+
+
+def with_alpha(parts: State, place: str, told: dict[str, Any]) -> State:
+    """Return a layer's parts with the alpha that diffusers' metadata say, if the file has none."""
+    rank = next((len(parts[one]) for one in ("lora_down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if one in parts), 0)
+    config, alpha = told_alpha(place, told)
+    if alpha is None or "alpha" in parts or not rank:
+        return dict(parts)
+    return parts | {"alpha": torch.tensor(float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0))}
