@@ -112,7 +112,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def main() -> int:
     """Merge what stdin says; tell on stdout what became of it."""
-    plan: dict[str, Any] = json.load(sys.stdin)
+    print(json.dumps(attempt(json.load(sys.stdin))))
+    return 0
+
+
+def attempt(plan: dict[str, Any]) -> dict[str, Any]:
+    """Merge; return what is wrong as `problem`, and whether the request is to blame as `invalid`."""
     said: dict[str, Any] = {"problem": "", "invalid": True}
     try:
         with torch.inference_mode():
@@ -126,8 +131,7 @@ def main() -> int:
         }
     except OSError as error:
         said |= {"problem": f"the merged model could not be written: {error.strerror or error}", "invalid": False}
-    print(json.dumps(said))
-    return 0
+    return said
 
 
 def merge(plan: dict[str, Any]) -> None:

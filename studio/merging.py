@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -52,6 +53,9 @@ class MergeSpec(Frozen):
     ] = "keep"
 
 
+Run = Callable[[dict[str, Any]], dict[str, Any]]
+
+
 class Source(NamedTuple):
     """A checkpoint to merge: where it lies, its hash, and what the library knows of it (None for a file that lies elsewhere)."""
 
@@ -90,13 +94,14 @@ def parse_merge(values: dict[str, Any]) -> MergeSpec:
     return spec
 
 
-def merge(spec: MergeSpec, library: Library, folder: Path, *, near: Path | None = None) -> Path:
+def merge(spec: MergeSpec, library: Library, folder: Path, *, near: Path | None = None, run: Run | None = None) -> Path:
     """Write the merged model; it is a model of the library at once.
 
     Args:
         spec: what to merge.
         library: where names lead.
         folder: for the new model.
+        run: does the work; None: a child process, so that torch is loaded there and what it takes is gone with it.
         near: folder relative to which names may be .safetensors files, for the command line; elsewhere names are never paths.
 
     Returns:
@@ -142,12 +147,18 @@ def merge(spec: MergeSpec, library: Library, folder: Path, *, near: Path | None 
             ],
         },
     }
-    _run(plan)
+    said = (run or in_child)(plan)
+    if problem := said["problem"]:
+        raise InvalidRequest("models", problem) if said["invalid"] else StudioError(problem)
     return out
 
 
-def _run(plan: dict[str, Any]) -> None:
-    """Let the child do it: torch is loaded there, and what it takes is gone with it."""
+def in_child(plan: dict[str, Any]) -> dict[str, Any]:
+    """Let `merge_main` follow a plan in a process of its own; return what it says.
+
+    Raises:
+        StudioError: if it died or took too long.
+    """
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from studio.merge_main import main; sys.exit(main())"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
@@ -160,14 +171,12 @@ def _run(plan: dict[str, Any]) -> None:
             timeout=HOURS * 3600,
             check=False,
         )
-        said = json.loads(answer.stdout.splitlines()[-1])
+        return json.loads(answer.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         raise StudioError(f"merging took more than {HOURS:g} hours; it was given up") from None
     except (ValueError, IndexError):
         reason = (answer.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
         raise StudioError(f"merging failed: {reason[:200]}") from None
-    if problem := said["problem"]:
-        raise InvalidRequest("models", problem) if said["invalid"] else StudioError(problem)
 
 
 def _source(name: str, place: int, library: Library, near: Path | None) -> Source:

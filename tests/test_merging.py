@@ -16,6 +16,7 @@ from benchmarks.shapes.product import PRESETS
 from benchmarks.shapes.score import load
 from studio.__main__ import main
 from studio.errors import InvalidRequest, StudioError
+from studio.merge_main import attempt
 from studio.merging import merge, parse_merge
 from studio.store.library import Library
 from tests.conftest import MODELS, drawer
@@ -48,7 +49,9 @@ def library(root: Path) -> Library:
 
 
 def made(library: Library, root: Path, **values: Any) -> Path:
-    return merge(parse_merge(values), library, root / "checkpoints")
+    return merge(
+        parse_merge(values), library, root / "checkpoints", run=attempt
+    )  # the command line's test has the child
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -262,7 +265,7 @@ def test_models_that_do_not_go_together(library: Library, tiny_library: Library,
     every = Library((*library.folders, *tiny_library.folders))
     with pytest.raises(
         InvalidRequest,
-        match="shapes is Stable Diffusion 1.* and sdxl is Stable Diffusion XL; merge models of one family",
+        match=r"shapes is Stable Diffusion 1.* and sdxl is Stable Diffusion XL; merge models of one family",
     ):
         made(every, root, name="new", models=["shapes", "sdxl"])
 
@@ -288,13 +291,8 @@ def test_models_that_do_not_go_together(library: Library, tiny_library: Library,
 
 
 def test_numbers_too_large_for_half_precision_are_told(library: Library, root: Path) -> None:
+    state = load_file(root / "models" / "loras" / "loha.safetensors")
+    huge = {key: one * 400 if "hada" in key else one for key, one in state.items()}
+    save_file(huge, root / "models" / "loras" / "huge.safetensors")
     with pytest.raises(InvalidRequest, match="too large for float16; merge with precision float32"):
-        path = root / "models" / "loras" / "huge.safetensors"
-        save_file(
-            {
-                key: one * 400 if "hada" in key else one
-                for key, one in load_file(root / "models" / "loras" / "loha.safetensors").items()
-            },
-            path,
-        )
         made(library, root, name="new", models=["shapes"], loras=[{"name": "huge"}])

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 Rows = tuple[int, int] | None  # of a tensor that holds several modules; None: all of it
 Places = dict[tuple[str, str], tuple[str, Rows]]
@@ -40,6 +39,8 @@ def single_names(shapes: Mapping[str, tuple[int, ...]]) -> Places:
 
 def _unet(shapes: Mapping[str, tuple[int, ...]], matrices: Collection[str]) -> Places:
     """Let diffusers rename the UNet's tensors, each of which is its number."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
     downs = [
         int(at[1]) for name in matrices if (at := re.match(rf"{re.escape(_UNET)}input_blocks\.(\d+)\.0\.op\.", name))
     ]
