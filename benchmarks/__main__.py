@@ -15,6 +15,8 @@ BENCHMARKS = {
     "gallery": "benchmarks.gallery",
     "control": "benchmarks.control",
     "adapters": "benchmarks.adapters",
+    "merging": "benchmarks.merging",
+    "switches": "benchmarks.switches",
 }
 
 
