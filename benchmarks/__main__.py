@@ -16,6 +16,8 @@ BENCHMARKS = {
     "control": "benchmarks.control",
     "adapters": "benchmarks.adapters",
     "train": "benchmarks.train",
+    "merging": "benchmarks.merging",
+    "switches": "benchmarks.switches",
 }
 
 

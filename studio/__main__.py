@@ -1,4 +1,4 @@
-"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|prompt-report|convert|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|prompt-report|convert|merge|doctor`."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
 from studio.lease import DeviceLease, FolderLock
+from studio.merge_command import add_merge_flags, merge
 from studio.plot_command import add_flags
 from studio.prompt_command import add_flags as prompt_flags
 from studio.schedulers import SCHEDULERS
@@ -74,6 +75,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("source", type=Path, help=".pth, .pt, .ckpt or .bin")
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
+    add_merge_flags(commands)
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine and how to mend it")
     doctor.add_argument("--json", action="store_true")
     doctor.add_argument(
@@ -344,7 +346,20 @@ def doctor(settings: Settings, flags: argparse.Namespace) -> int:
 
 COMMANDS = {
     c.__name__.replace("_", "-"): c
-    for c in (generate, xyz, replay, models, adapters, schedulers, families, reindex, prompt_report, convert, doctor)
+    for c in (
+        generate,
+        xyz,
+        replay,
+        models,
+        adapters,
+        schedulers,
+        families,
+        reindex,
+        prompt_report,
+        convert,
+        merge,
+        doctor,
+    )
 }
 
 

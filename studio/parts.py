@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studio.lora_blocks import blocks_of
 from studio.upscalers import BUILT_IN
 
 
@@ -108,12 +109,12 @@ def shape_of(denoiser: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     """Return what parts must agree with, from the `config.json` of a denoiser and of an autoencoder.
 
     Besides entries of the config: `denoiser`, its class; `inner_dim`, the width of a transformer; `attention_layers`, how often a
-    transformer attends, which an IP-Adapter must have weights for; `single_blocks`, whether blocks see text and picture as one. A model
-    that reads embeddings has `text_widths` too.
+    transformer attends, which an IP-Adapter must have weights for; `single_blocks`, whether blocks see text and picture as one;
+    `blocks`, which a LoRA's block weights must fit. A model that reads embeddings has `text_widths` too.
     """
     names = dict.fromkeys((*UNET_SHAPE, *SD3_SHAPE))
     shape = {name: denoiser[name] for name in names if denoiser.get(name) is not None}
-    shape["denoiser"] = denoiser.get("_class_name")
+    shape["denoiser"], shape["blocks"] = denoiser.get("_class_name"), blocks_of(denoiser)
     if "joint_attention_dim" in denoiser:
         shape["inner_dim"] = denoiser.get("num_attention_heads", 0) * denoiser.get("attention_head_dim", 0)
     if denoiser.get("num_single_layers"):

@@ -23,6 +23,8 @@ PURE = {
     "errors",
     "lease",
     "loras",
+    "lora_blocks",
+    "merging",
     "doctor",
     "fields",
     "grid",

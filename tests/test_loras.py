@@ -123,7 +123,7 @@ def folder(pipe: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFacto
         both | {next(iter(both)): torch.full_like(next(iter(both.values())), float("nan"))}, loras / "nan.safetensors"
     )
     save_file(
-        {key.replace(".lora_A.weight", ".hada_w1_a"): one for key, one in both.items()}, loras / "loha.safetensors"
+        {key.replace(".lora_A.weight", ".oft_blocks"): one for key, one in both.items()}, loras / "oft.safetensors"
     )
     save_file({"weight": torch.zeros(3)}, loras / "nothing.safetensors")
     torch.save({"x": torch.zeros(2)}, loras / "pickle.pt")
@@ -247,7 +247,7 @@ def test_a_tag_that_cannot_be_read_is_told(text: str) -> None:
     [
         ("zebra", r"loras\.0\.name='zebra' is no LoRA in .*; there is: .*bluer"),
         ("sd15", r"cross_attention_dim is 768 \(Stable Diffusion 1\.x\) there and 128 in this model"),
-        ("loha", "it is a LoHa, which Studio does not apply yet"),
+        ("oft", "it is an OFT, which Studio does not apply; use a LoRA"),
         ("nothing", "it has no LoRA weights"),
         ("cut", r"cut\.safetensors is cut off"),
         ("pickle", "is a pickle, which can run code; make a safe copy"),

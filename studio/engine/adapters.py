@@ -1,14 +1,14 @@
-"""AdapterManager: LoRA at work for one request. What a model was is what it is afterwards.
+"""AdapterManager: LoRA and their kin at work for one request. What a model was is what it is afterwards.
 
-Their weights stay beside the model's own (PEFT's layers around it), so that another weight, or another one that was used before,
-costs no loading; while none is at work those layers hand on what the model's own say, bit for bit.
+Plain LoRA become PEFT's layers, which stand in the place of the model's own only while they are at work; all other kinds are added by
+hooks (`additions`). Their weights stay beside the model's, so that another weight, or one that was used before, costs no loading.
 """
 
 import contextlib
 import json
-import re
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,30 +16,27 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 
+from studio.engine.additions import Additions, read_additions
 from studio.engine.devices import Device
 from studio.engine.latents import denoiser
+from studio.engine.lora_names import State, peft_key, told_alpha
 from studio.engine.pipelines import first_line, quiet_libraries
 from studio.errors import ModelError
-from studio.loras import LoraSpec
+from studio.lora_blocks import block_of, block_weights, blocks_of
+from studio.loras import PLAIN, LoraSpec, kind_of
 from studio.records import PartRef
 
 KEPT = 8  # LoRA that stay beside a model
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # what the keys of a layer's two matrices end with
-MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")  # of a DoRA
-OLD_KEY = re.compile(r"(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)(?=\.weight)")
-KEY = re.compile(r"\.(?:lora|lora_linear_layer)\.(down|up)(?=\.weight)")
-LETTERS = {"down": "A", "up": "B"}
-
 Stack = Sequence[tuple[LoraSpec, PartRef]]
-State = dict[str, torch.Tensor]
+Strength = Callable[[str, str], float]  # of a module, by its network's name and its path there
 
 
 class Layer(NamedTuple):
-    """One layer of a LoRA: the keys of its matrices, and of its magnitudes if it is a DoRA."""
+    """One layer of a LoRA: the keys of its matrices."""
 
     down: str
     up: str
-    magnitude: str | None
 
 
 class AdapterManager:
@@ -68,33 +65,34 @@ class AdapterManager:
         around = self._models.setdefault(denoiser(pipe), Surroundings())
         try:
             with torch.inference_mode(False), torch.no_grad():
-                names = self._load(pipe, around, [part for _, part in stack], notice)
-                around.switch_on({name: spec for name, (spec, _) in zip(names, stack, strict=True)})
+                self._load(pipe, around, [part for _, part in stack], notice)
+                around.switch_on({part.sha256: strength_of(spec, pipe) for spec, part in stack})
             yield
         finally:
             around.switch_off()
 
-    def _load(
-        self, pipe: Any, around: "Surroundings", parts: list[PartRef], notice: Callable[[str], None]
-    ) -> list[str]:
-        """Load what is not there yet; return the adapters' names."""
+    def _load(self, pipe: Any, around: "Surroundings", parts: list[PartRef], notice: Callable[[str], None]) -> None:
+        """Load what is not there yet."""
         known = around.known
         for part in parts:
             if part.sha256 not in known:
                 quiet_libraries()
-                name = f"lora-{part.sha256[:16]}"
-                self._add(pipe, part, name, notice)
-                known[part.sha256] = name
-                around.find_layers(pipe)
+                state, told = read_file(part)
+                if kind_of(state) == PLAIN:
+                    with around.in_place(pipe):
+                        known[part.sha256] = self._add(pipe, part, read_lora(pipe, part, state, told), notice)
+                else:
+                    known[part.sha256] = read_additions(networks_of(pipe), part.id, state, told, self._device, notice)
             known.move_to_end(part.sha256)
         while len(known) > max(KEPT, len(parts)):
-            pipe.delete_adapters(known.popitem(last=False)[1])
-            around.find_layers(pipe)
-        return [known[part.sha256] for part in parts]
+            oldest = known.popitem(last=False)[1]
+            if isinstance(oldest, str):
+                with around.in_place(pipe):
+                    pipe.delete_adapters(oldest)
 
-    def _add(self, pipe: Any, part: PartRef, name: str, notice: Callable[[str], None]) -> None:
-        """Load one LoRA beside a model's weights, or nothing of it."""
-        read = read_lora(pipe, part)
+    def _add(self, pipe: Any, part: PartRef, read: State, notice: Callable[[str], None]) -> str:
+        """Load one LoRA beside a model's weights, or nothing of it; return PEFT's name for it."""
+        name = f"lora-{part.sha256[:16]}"
         state = fitting(pipe, read, part.id)
         if left_out := sorted(set(read) - set(state)):
             notice(
@@ -108,68 +106,149 @@ class AdapterManager:
         except Exception as error:
             self._forget(pipe, name)
             raise ModelError(f"LoRA {part.id} could not be loaded: {first_line(error)}; copy it again") from error
+        return name
 
     def _forget(self, pipe: Any, name: str) -> None:
         with contextlib.suppress(ValueError):  # it may be in some of the networks only, or in none
             pipe.delete_adapters(name)
 
 
-class Surroundings:
-    """The LoRA around one model's layers: content's hash -> PEFT's name, the last used at the end.
+class Place(NamedTuple):
+    """Where PEFT's layer can stand in for the model's own.
 
-    diffusers looks for the layers anew at each change; here they are found once.
+    Attributes:
+        network: name of the network.
+        path: of the module there.
+        parent: what holds it; a strong reference could keep the whole model in memory.
+    """
+
+    network: str
+    path: str
+    parent: "weakref.ref[torch.nn.Module]"
+    layer: Any
+
+    def put(self, module: torch.nn.Module) -> None:
+        """Put a module into the place."""
+        if parent := self.parent():
+            setattr(parent, self.path.rpartition(".")[2], module)
+
+
+class Surroundings:
+    """The LoRA around one model: content's hash -> PEFT's name, or what is added by hooks; the last used at the end.
+
+    PEFT's own switch walks over all matrices of all adapters at each change, to say that none is trained; layers that do not stand in
+    the model need no switch, and a model without LoRA is the model itself.
     """
 
     def __init__(self) -> None:
-        self.known: OrderedDict[str, str] = OrderedDict()
-        self._layers: list[tuple[bool, Any]] = []  # whether it is of a text encoder, and PEFT's layer
+        self.known: OrderedDict[str, str | Additions] = OrderedDict()
+        self._places: list[Place] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def find_layers(self, pipe: Any) -> None:
-        """Look where there are layers, after a LoRA has come or gone."""
-        networks = {name: one for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
-        self._layers = [
-            (name.startswith("text_encoder"), module)
-            for name, network in networks.items()
-            for module in network.modules()
-            if isinstance(module, BaseTunerLayer)
-        ]
+    @contextlib.contextmanager
+    def in_place(self, pipe: Any) -> Iterator[None]:
+        """Put all of PEFT's layers into the model, where PEFT looks for them; whatever came or went is known afterwards."""
+        for place in self._places:
+            place.put(place.layer)
+        try:
+            yield
+        finally:
+            self._places = [
+                Place(name, path, weakref.ref(network.get_submodule(path.rpartition(".")[0])), module)
+                for name, network in networks_of(pipe).items()
+                for path, module in network.named_modules()
+                if isinstance(module, BaseTunerLayer)
+            ]
+            self.switch_off()
 
-    def switch_on(self, specs: dict[str, LoraSpec]) -> None:
-        """Let LoRA (PEFT's name -> how strongly) count, and no others."""
-        for words, layer in self._layers:
-            weights = {name: spec.words_weight if words else spec.weight for name, spec in specs.items()}
-            here = [name for name, weight in weights.items() if weight and name in layer.scaling]
-            if layer.active_adapters != here:
-                layer.set_adapter(here, inference_mode=True)
-            for name in here:
-                layer.set_scale(name, weights[name])
-            if layer.disable_adapters == bool(here):
-                layer.enable_adapters(bool(here))
+    def switch_on(self, strengths: Mapping[str, Strength]) -> None:
+        """Let LoRA (content's hash -> how strongly) count, and no others."""
+        named = {self.known[key]: strength for key, strength in strengths.items() if isinstance(self.known[key], str)}
+        for place in self._places if named else ():
+            here = [name for name in named if name in place.layer.scaling]
+            weights = {name: named[name](place.network, place.path) for name in here}
+            active = [name for name, weight in weights.items() if weight]
+            if not active:
+                continue
+            if place.layer.active_adapters != active:
+                place.layer.set_adapter(active, inference_mode=True)
+            for name in active:
+                place.layer.set_scale(name, weights[name])
+            place.put(place.layer)
+        for key, strength in strengths.items():
+            if isinstance(added := self.known[key], Additions):
+                self._hooks += added.attach(strength)
 
     def switch_off(self) -> None:
-        """Let the model's own layers speak alone."""
-        for _, layer in self._layers:
-            if not layer.disable_adapters:
-                layer.enable_adapters(False)
+        """Give every place back to the model's own layer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for place in self._places:
+            place.put(place.layer.get_base_layer())
 
 
-def read_lora(pipe: Any, part: PartRef) -> State:
-    """Read a LoRA into PEFT's keys, its scale (alpha / rank) within its weights.
+def networks_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """Return the networks that a LoRA may change, by name."""
+    return {
+        name: one
+        for name, one in pipe.components.items()
+        if isinstance(one, torch.nn.Module) and (name.startswith("text_encoder") or one is denoiser(pipe))
+    }
 
-    diffusers finds alpha in kohya's keys and in its own metadata; what a text encoder needs it then looks for in metadata that may
-    speak of the denoiser only (0.42), so that metadata is read here.
+
+def strength_of(spec: LoraSpec, pipe: Any) -> Strength:
+    """Return how strongly a LoRA counts in each module of a pipeline.
 
     Raises:
-        ModelError: if the file is damaged, or of an unknown kind.
+        ModelError: if its block weights do not fit the denoiser.
+    """
+    blocks = blocks_of(denoiser(pipe).config)
+    try:
+        weights = block_weights(spec.blocks, blocks) if spec.blocks else {}
+    except ValueError as error:
+        raise ModelError(f"LoRA {spec.name}: {error}") from None
+
+    def strength(network: str, path: str) -> float:
+        if network.startswith("text_encoder"):
+            return spec.words_weight
+        return spec.weight * weights[block_of(path, blocks)] if blocks and weights else spec.weight
+
+    return strength
+
+
+def read_file(part: PartRef) -> tuple[State, dict[str, Any]]:
+    """Read a file of adapter weights, and what diffusers' metadata say of it.
+
+    Raises:
+        ModelError: if the file is damaged.
     """
     try:
         with safe_open(part.path, "pt") as file:
             told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
             state = {key.removeprefix("base_model.model."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if broken := next((key for key, one in state.items() if not key.endswith(".alpha") and not _sound(one)), None):
-            raise ModelError(
-                f"LoRA {part.id} holds what no weight is (NaN, infinite or whole numbers, in {broken}); copy it again"
-            )
+    except Exception as error:
+        raise ModelError(f"LoRA {part.id} could not be read: {first_line(error)}; copy it again") from error
+    aside = (".alpha", ".on_input")
+    if broken := next((key for key, one in state.items() if not key.endswith(aside) and not _sound(one)), None):
+        raise ModelError(
+            f"LoRA {part.id} holds what no weight is (NaN, infinite or whole numbers, in {broken}); copy it again"
+        )
+    if not isinstance(told, dict):
+        raise ModelError(f"LoRA {part.id} could not be read: its metadata are no table; copy it again")
+    return state, told
+
+
+def read_lora(pipe: Any, part: PartRef, state: State, told: dict[str, Any]) -> State:
+    """Turn a LoRA into PEFT's keys, its scale (alpha / rank) within its weights.
+
+    diffusers finds alpha in kohya's keys and in its own metadata; what a text encoder needs it then looks for in metadata that may
+    speak of the denoiser only (0.42), so that metadata is read here.
+
+    Raises:
+        ModelError: if the file is of an unknown kind.
+    """
+    try:
         network = denoiser(pipe)
         more = {"unet_config": network.config} if hasattr(pipe, "unet") else {"return_alphas": True}
         answer = type(pipe).lora_state_dict(state, **more)
@@ -179,22 +258,9 @@ def read_lora(pipe: Any, part: PartRef) -> State:
         if not any(key.startswith((prefix, "text_encoder")) for key in state):  # PEFT's own files name no network
             state = {f"{prefix}.{key}": one for key, one in state.items()}
         state = scaled(state, {peft_key(key): alpha for key, alpha in (alphas or {}).items()}, told)
-    except ModelError:
-        raise
     except Exception as error:
         raise ModelError(f"LoRA {part.id} could not be read: {first_line(error)}; copy it again") from error
     return state
-
-
-def peft_key(key: str) -> str:
-    """Return PEFT's name for a key of diffusers, of any age; kohya's become the oldest there."""
-
-    def old(found: re.Match[str]) -> str:
-        name = f"{found[1]}_proj" if key.startswith("text_encoder") else f"to_{found[1]}"
-        return f".{name.replace('to_out', 'to_out.0')}.lora_{LETTERS[found[2]]}"
-
-    plain = key.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
-    return KEY.sub(lambda found: f".lora_{LETTERS[found[1]]}", OLD_KEY.sub(old, plain))
 
 
 def _sound(weight: torch.Tensor) -> bool:
@@ -208,7 +274,7 @@ def layers_of(state: State) -> dict[str, Layer]:
     for key in state:
         name = key.removesuffix(DOWN)
         if key.endswith(DOWN) and name + UP in state:
-            found[name] = Layer(key, name + UP, next((name + end for end in MAGNITUDES if name + end in state), None))
+            found[name] = Layer(key, name + UP)
     return found
 
 
@@ -222,12 +288,8 @@ def scaled(state: State, alphas: dict[str, float], told: dict[str, Any]) -> Stat
     """
     made = dict(state)
     for name, layer in layers_of(state).items():
-        rank, network = len(state[layer.down]), name.partition(".")[0]
-        config = {
-            key.removeprefix(f"{network}."): value for key, value in told.items() if key.startswith(f"{network}.")
-        }
-        pattern = config.get("alpha_pattern") or {}
-        usual = next((own for end, own in pattern.items() if name.endswith(f".{end}")), config.get("lora_alpha"))
+        rank = len(state[layer.down])
+        config, usual = told_alpha(name, told)
         alpha = alphas.get(f"{layer.down}.alpha", usual)
         scale = 1.0 if alpha is None else float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
         if scale != 1:
@@ -258,7 +320,7 @@ def fitting(pipe: Any, state: State, name: str) -> State:
             raise ModelError(
                 f"LoRA {name} was trained for another model: {path} is {found} there and {wanted} here; choose one of its kind"
             )
-        kept |= {key: state[key] for key in layer if key}
+        kept |= {key: state[key] for key in layer}
     if not kept:
         raise ModelError(
             f"LoRA {name} fits nothing in this model: none of its {len(layers)} layers is here; choose another"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from studio.fields import Frozen
-from studio.loras import rank_of
+from studio.loras import kind_of, rank_of
 from studio.parts import PROMPT_WIDTHS, Part
 from studio.store.headers import safetensors_header
+from studio.store.lora_cards import cover_of, read_card
 
 WORDS_MAX = 12
 
@@ -18,34 +19,43 @@ class LoraFacts(Frozen):
     """What a person wants to know of a LoRA before using it; empty where its file does not say.
 
     Attributes:
-        rank: the largest of its layers.
+        method: LoRA, LoHa, LoKr, DoRA ….
+        rank: the largest of its layers; 0 if it has none.
         trigger_words: what calls it in a prompt.
         recommended_weight: how strongly it was meant to count.
         base: the model that it was trained on, as its trainer named it.
         trained: how, in a few words.
-        notes: anything else that its maker says.
+        notes: anything else that its maker, or the person who has it, says.
+        cover: whether a picture lies beside it.
     """
 
+    method: str
     rank: int
     trigger_words: tuple[str, ...] = ()
     recommended_weight: float | None = None
     base: str = ""
     trained: str = ""
     notes: str = ""
+    cover: bool = False
 
 
 def read_lora_facts(path: Path) -> LoraFacts:
     """Read a file that the library can use."""
-    header = safetensors_header(path)
+    header, card = safetensors_header(path), read_card(path)
     told = {name: str(value) for name, value in header.get("__metadata__", {}).items()}
     shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     return LoraFacts(
+        method=kind_of(shapes),
         rank=rank_of(shapes),
-        trigger_words=_trigger_words(told),
-        recommended_weight=_number(told.get("recommended_weight", "")),
+        trigger_words=_own_words(card) or _trigger_words(told),
+        recommended_weight=_number(str(card.get("preferred weight") or told.get("recommended_weight", ""))),
         base=told.get("ss_sd_model_name") or told.get("base_model") or told.get("modelspec.architecture", ""),
         trained=_trained(told),
-        notes=told.get("notes") or told.get("ss_training_comment") or told.get("modelspec.description", ""),
+        notes=str(card.get("notes") or card.get("description") or "")
+        or told.get("notes")
+        or told.get("ss_training_comment")
+        or told.get("modelspec.description", ""),
+        cover=cover_of(path) is not None,
     )
 
 
@@ -63,6 +73,12 @@ def lora_rows(parts: list[Part]) -> list[dict[str, Any]]:
         )
         rows.append({"id": part.id, "kind": "lora", "fits": fits, **facts, "problem": part.problem})
     return rows
+
+
+def _own_words(card: dict[str, Any]) -> tuple[str, ...]:
+    """Return the words that a person wrote into A1111's card."""
+    words = str(card.get("activation text") or "").split(",")
+    return tuple(word.strip() for word in words if word.strip())[:WORDS_MAX]
 
 
 def _trigger_words(told: dict[str, str]) -> tuple[str, ...]:

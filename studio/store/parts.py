@@ -8,6 +8,7 @@ import yaml
 
 from studio.errors import InvalidRequest, ModelError
 from studio.layouts import TINY, controlnet_config, controlnet_names, vae_config, vae_names
+from studio.lora_blocks import blocks_problem
 from studio.loras import trained_for
 from studio.parts import (
     KINDS,
@@ -141,6 +142,9 @@ class PartLibrary:
             for place, unit in enumerate(getattr(request, name))
         ]
         named += [("lora", lora.name, f"loras.{place}.name") for place, lora in enumerate(request.loras)]
+        for place, lora in enumerate(request.loras):
+            if problem := blocks_problem(lora.blocks, shape.get("blocks")) if lora.blocks else "":
+                raise InvalidRequest(f"loras.{place}.blocks", f"loras.{place}.blocks: {problem}")
         for kind, name, field in named:
             part = self.get(kind, name, field)
             if problem := shape_problem(part, shape):

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,27 +22,32 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EX
 
 
 def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write a file so that a crash leaves the old content or the new one.
+    """Write a file so that a crash leaves the old content or the new one; see `write_stream`."""
+    write_stream(path, (data,), replace=replace)
+
+
+def write_stream(path: Path, chunks: Iterable[bytes | memoryview], *, replace: bool = True) -> None:
+    """Write a file that need not fit into memory so that a crash leaves the old content or the new one.
 
     Args:
         path: of the file; its folder is made.
-        data: the whole content.
+        chunks: the content, from the beginning to the end.
         replace: if False, an existing file is an error and is kept.
 
     Raises:
         FileExistsError: if the file exists and `replace` is False.
-        OSError: if anything failed; nothing of this call is left then.
+        OSError: if anything failed; nothing of this call is left then, as after any error of `chunks`.
     """
     make_folder(path.parent)
     part = _part_name(path)
     try:
-        _write_synced(part, data)
+        _write_synced(part, chunks)
         if replace:
             os.replace(part, path)
         else:
             _move_to_new(part, path)
         sync_folder(path.parent)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise
@@ -89,7 +94,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
         manifest = {name: file_sha256(part / name) for name in _files(part)}
         for name in manifest:
             _sync_file(part / name)
-        _write_synced(part / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
+        _write_synced(part / MANIFEST, (json.dumps({"files": manifest}, indent=1).encode(),))
         for folder in [*(p for p in part.rglob("*") if p.is_dir()), part]:
             sync_folder(folder)
         os.rename(part, path)
@@ -182,16 +187,17 @@ def _part_name(path: Path) -> Path:
     return path.with_name(f"{PART}{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        _write_all(handle, data)
+        for chunk in chunks:
+            _write_all(handle, chunk)
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _write_all(handle: int, data: bytes) -> None:
+def _write_all(handle: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]

@@ -22,6 +22,7 @@ from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
+from studio.ui.merge_panel import MergeApi
 from studio.ui.prompt_api import PromptApi
 from studio.ui.services import Services
 from studio.ui.upscale_panel import enlarging
@@ -49,6 +50,7 @@ class Api:
             self.upscale,
             self.models,
             self.adapters,
+            MergeApi(self._services).merge,
             self.schedulers,
             self.gallery,
             self.job,
@@ -114,7 +116,7 @@ class Api:
             hires_strength: how much the second pass may change.
             eta: noise added at each step by DDIM and TCD, 0 to 1.
             clip_skip: layers of the text encoder left out.
-            loras: LoRA to apply, see `adapters`: [{"name": …, "weight": 1.0, "text_encoder_weight": …}].
+            loras: LoRA to apply, see `adapters`: [{"name": …, "weight": 1.0, "text_encoder_weight": …, "blocks": […]}].
             styles: names of styles to put around the prompts, see `styles`.
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
                 `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the model's), `vae_tiling`.

@@ -7,6 +7,7 @@ import gradio as gr
 from studio.ui.api import Api
 from studio.ui.gallery_tab import build_gallery_tab
 from studio.ui.generate_tab import GenerateTab
+from studio.ui.merge_panel import MergePanel
 from studio.ui.plot_panel import PlotPanel
 from studio.ui.png_info_panel import build_png_info
 from studio.ui.services import Services
@@ -45,6 +46,8 @@ def build_ui(services: Services) -> gr.Blocks:
                     build_png_info(generate, tabs)
                 with gr.Tab(TEXT["tools.vae"], id="vae"):
                     build_vae_check(services, generate.controls["model"], page)
+                with gr.Tab(TEXT["tools.merge"], id="merge"):
+                    MergePanel(services, generate).build(page)
         upscale.build_sender(tabs, tools)
         Api(services).register()
     return page

@@ -68,7 +68,7 @@ class GenerateTab:
     def build_model_choice(self) -> None:
         """Build the model dropdown, which stands in the page's head."""
         self.controls["model"] = gr.Dropdown(
-            self._model_choices(),
+            self.model_choices(),
             value=self._model.id,
             show_label=False,
             container=False,
@@ -76,7 +76,8 @@ class GenerateTab:
             elem_id="field-model",
         )
 
-    def _model_choices(self) -> list[tuple[str, str]]:
+    def model_choices(self) -> list[tuple[str, str]]:
+        """Return (label, id) of all models that can be used."""
         models = [model for model in self._services.library.models() if not model.problem]
         return [
             (
@@ -195,7 +196,7 @@ class GenerateTab:
             event(self.greyed, [model], [made["greyed"]], **private).success(
                 None, inputs=[made["greyed"]], js="(text) => { studio.fit(text); }", api_visibility="private"
             )
-        page.load(lambda: gr.update(choices=self._model_choices()), outputs=[model], **private)
+        page.load(lambda: gr.update(choices=self.model_choices()), outputs=[model], **private)
         page.load(lambda: gr.update(choices=self._refiners()), outputs=[controls["refiner"]], **private)
         page.load(lambda: gr.update(choices=self._upscalers()), outputs=[controls["hires_upscaler"]], **private)
 

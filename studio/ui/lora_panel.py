@@ -1,13 +1,16 @@
 """The LoRA accordion: what is applied and how strongly, with the words that call each."""
 
 import html
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
-from studio.errors import StudioError
-from studio.loras import LoraSpec, tag_of
+from studio.errors import InvalidRequest, StudioError
+from studio.loras import PLAIN, LoraSpec, tag_of
 from studio.parts import shape_problem
+from studio.store.lora_cards import write_cover, write_notes
 from studio.store.lora_facts import LoraFacts, read_lora_facts
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -61,9 +64,28 @@ class LoraPanel:
                     self.inputs[f"lora{place}_weight"] = gr.Slider(
                         -WEIGHT_SHOWN, WEIGHT_SHOWN, 1.0, step=0.05, label=TEXT["lora.weight"], scale=3, min_width=160
                     )
+                    self.inputs[f"lora{place}_blocks"] = gr.Textbox(
+                        "",
+                        label=TEXT["lora.blocks"],
+                        placeholder=TEXT["lora.blocks.help"],
+                        max_lines=1,
+                        scale=2,
+                        min_width=160,
+                    )
                 self._rows.append(row)
             self._card = gr.HTML("", padding=False, elem_id="st-lora-card")
             self._words = gr.Button(TEXT["lora.words"], size="sm", visible=False, elem_id="st-lora-words")
+            if not self._services.public:
+                self._build_card()
+
+    def _build_card(self) -> None:
+        """Build what changes the card of the first LoRA."""
+        with gr.Accordion(TEXT["lora.card"], open=False, elem_id="st-lora-edit"):
+            self._notes = gr.Textbox(label=TEXT["lora.notes"], info=TEXT["lora.notes.help"], lines=2)
+            with gr.Row():
+                self._save = gr.Button(TEXT["lora.notes.save"], size="sm", min_width=120)
+                self._cover = gr.Button(TEXT["lora.cover"], size="sm", min_width=200)
+            self._picture = gr.Textbox(visible="hidden")
 
     def bind(self, page: gr.Blocks, model: Any, prompt: Any) -> None:
         """Bind the panel's events; a page load keeps the choices, because the form is being restored."""
@@ -81,6 +103,51 @@ class LoraPanel:
         model.change(self.fitting, [model, *self.names], [self._note, *self.names], **private)
         page.load(self.offer, [model], [self._note, *self.names], **private)
         self._words.click(self.add_words, [prompt, *self.names], [prompt], **private)
+        if not self._services.public:
+            first = self.names[0]
+            first.change(self.notes_of, [first], [self._notes], **private)
+            self._save.click(self.save_notes, [first, self._notes, *self.names], [self._card], **private)
+            self._cover.click(
+                self.save_cover,
+                [first, self._picture, *self.names],
+                [self._card],
+                js="(first, _, ...names) => [first, studio.shown() ?? '', ...names]",
+                **private,
+            )
+
+    def _file(self, name: str) -> Path:
+        """Return where a LoRA lies; raises gr.Error if there is none."""
+        try:
+            return self._services.library.parts.get("lora", name, "LoRA 1").path
+        except StudioError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def notes_of(self, name: str) -> str:
+        """Return the notes on a LoRA."""
+        facts = self._known([name]).get(name)
+        return facts.notes if facts else ""
+
+    def save_notes(self, name: str, notes: str, *chosen: str) -> str:
+        """Keep the notes beside the file."""
+        path = self._file(name)
+        try:
+            write_notes(path, notes)
+        except StudioError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        gr.Info(TEXT["lora.notes.saved"].format(name=name))
+        return self.cards(*chosen)
+
+    def save_cover(self, name: str, image_id: str, *chosen: str) -> str:
+        """Make a picture of the gallery the cover."""
+        path = self._file(name)
+        if not image_id:
+            raise gr.Error(TEXT["lora.cover.none"], print_exception=False)
+        try:
+            write_cover(path, self._services.gallery.path(image_id).read_bytes())
+        except StudioError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        gr.Info(TEXT["lora.cover.saved"].format(name=name))
+        return self.cards(*chosen)
 
     def choices(self, model: str) -> tuple[list[tuple[str, str]], str]:
         """Return the LoRA that fit a model as (label, id), and a sentence about the others."""
@@ -127,9 +194,16 @@ class LoraPanel:
         """Show a row more than are in use, and what is known of the chosen ones."""
         used = max((place for place, name in enumerate(chosen) if name), default=-1)
         known = self._known([name for name in chosen if name])
-        cards = "".join(card(name, facts) for name, facts in known.items())
         words = any(facts.trigger_words for facts in known.values())
-        return [*(gr.update(visible=place <= used + 1) for place in range(SLOTS)), cards, gr.update(visible=words)]
+        return [
+            *(gr.update(visible=place <= used + 1) for place in range(SLOTS)),
+            self.cards(*chosen),
+            gr.update(visible=words),
+        ]
+
+    def cards(self, *chosen: str) -> str:
+        """Return what is known of the chosen ones as HTML."""
+        return "".join(card(name, facts) for name, facts in self._known([name for name in chosen if name]).items())
 
     def add_words(self, prompt: str, *chosen: str) -> str:
         """Append the trigger words that the prompt does not have yet."""
@@ -141,8 +215,12 @@ class LoraPanel:
         """Return the request's field from the page's values."""
         return {
             "loras": [
-                {"name": values[f"lora{place}_name"], "weight": values[f"lora{place}_weight"]}
-                for place in _used(values)
+                {
+                    "name": values[f"lora{place}_name"],
+                    "weight": values[f"lora{place}_weight"],
+                    "blocks": numbers_of(values.get(f"lora{place}_blocks") or "", f"loras.{number}.blocks"),
+                }
+                for number, place in enumerate(_used(values))
             ]
         }
 
@@ -165,7 +243,8 @@ class LoraPanel:
         notes = [TEXT["lora.missing"].format(name=spec.name) for spec in specs if spec.name not in known]
         here = [spec for spec in specs if spec.name in known]
         plain = [spec for spec in here if spec.text_encoder_weight is None and abs(spec.weight) <= WEIGHT_SHOWN][:SLOTS]
-        rows = [(True, spec.name, spec.weight) for spec in plain] + [(True, "", 1.0)] * (SLOTS - len(plain))
+        rows = [(True, one.name, one.weight, ", ".join(f"{number:g}" for number in one.blocks)) for one in plain]
+        rows += [(True, "", 1.0, "")] * (SLOTS - len(plain))
         return (
             [value for row in rows for value in row],
             " ".join(tag_of(spec) for spec in here if spec not in plain),
@@ -178,11 +257,25 @@ def _used(values: dict[str, Any]) -> list[int]:
     return [place for place in range(SLOTS) if values.get(f"lora{place}_name") and values.get(f"lora{place}_on")]
 
 
+def numbers_of(text: str, field: str) -> tuple[float, ...]:
+    """Read block weights.
+
+    Raises:
+        InvalidRequest: if they are no numbers between commas.
+    """
+    try:
+        return tuple(float(number) for number in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise InvalidRequest(field, TEXT["lora.blocks.wrong"].format(text=text[:60])) from None
+
+
 def card(name: str, facts: LoraFacts) -> str:
     """Return what is known of a LoRA as HTML; everything in it comes from a file that a stranger may have made."""
     said = {
+        "Kind": facts.method if facts.method != PLAIN else "",
         "Trigger words": ", ".join(facts.trigger_words),
         "Rank": facts.rank,
+        "Weight": "" if facts.recommended_weight is None else f"{facts.recommended_weight:g}",
         "Trained on": facts.base,
         "Trained for": facts.trained,
         "": facts.notes[:300],
@@ -192,4 +285,5 @@ def card(name: str, facts: LoraFacts) -> str:
         for label, value in said.items()
         if value
     ]
-    return f'<div class="st-lora"><b>{html.escape(name)}</b> · {" · ".join(parts)}</div>'
+    cover = f'<img src="studio/cover/{html.escape(quote(name))}" alt="" loading="lazy">' if facts.cover else ""
+    return f'<div class="st-lora">{cover}<b>{html.escape(name)}</b> · {" · ".join(parts)}</div>'

@@ -395,5 +395,5 @@ window.studio = (() => {
   });
   const wait = setInterval(() => { if ($("#st-viewer")) { clearInterval(wait); follow(); } }, 50);
 
-  return { el, button, call, url, submitted, opened, saveForm, restoreForm, fit, interrupt, skip, lastSeed, gallery, pending: () => pending };
+  return { el, button, call, url, submitted, opened, shown: () => shown, saveForm, restoreForm, fit, interrupt, skip, lastSeed, gallery, pending: () => pending };
 })();

@@ -19,6 +19,7 @@ from studio.settings import VERSION
 from studio.spec import parse_request
 from studio.store.gallery import visible
 from studio.store.index import Filter
+from studio.store.lora_cards import cover_of
 from studio.store.metadata import without_paths
 from studio.store.prompt_reports import PromptReports
 from studio.ui.services import Services
@@ -56,6 +57,7 @@ class Routes:
             Route("/studio/image/{id}", self.image),
             Route("/studio/thumbnail/{id}", self.thumbnail),
             Route("/studio/tool/{id}", self.tool),
+            Route("/studio/cover/{id:path}", self.cover),
             Route("/studio/metadata/{id}", self.metadata),
             Route("/studio/gallery", self.gallery),
             Route("/studio/images", self.change_images, methods=["POST"]),
@@ -134,6 +136,21 @@ class Routes:
         if len(name) != 32 or set(name) - set("0123456789abcdef") or not path.is_file():
             return problem(StudioError("there is no such picture; let the tool make it again"), 404)
         return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+    async def cover(self, request: Request) -> Response:
+        """Send the picture that lies beside a LoRA."""
+
+        def find() -> tuple[Path, str] | None:
+            part = self._services.library.parts.get("lora", request.path_params["id"], "lora")
+            return cover_of(part.path)
+
+        try:
+            found = await run_in_threadpool(find)
+        except StudioError as error:
+            return problem(error, 404)
+        if not found:
+            return Response(status_code=404)
+        return FileResponse(found[0], media_type=found[1], headers={"Cache-Control": "private, no-cache"})
 
     async def metadata(self, request: Request) -> Response:
         """Return what a picture says about itself."""
