@@ -11,12 +11,12 @@ import torch
 
 from studio.errors import InvalidRequest, shown
 from studio.store.datasets import Dataset, Example, find_dataset, read_dataset
+from trainers.conditions import Conditions
 from trainers.configs import Concept, TrainingConfig
 from trainers.data import (
     Batch,
     Cache,
     Shown,
-    conditioning_pixels,
     encode_pixels,
     frame_of,
     mask_pixels,
@@ -38,8 +38,10 @@ class Pictures:
         notes: sentences about what was refused or is doubtful.
     """
 
-    def __init__(self, concepts: Sequence[Concept], root: Path, trigger_word: str = "") -> None:
-        """Read the folders.
+    def __init__(
+        self, concepts: Sequence[Concept], root: Path, trigger_word: str = "", *, captioned: bool = True
+    ) -> None:
+        """Read the folders; without `captioned` every caption is "".
 
         Raises:
             InvalidRequest: if a folder is missing or has no usable picture, or a picture has no caption.
@@ -48,6 +50,7 @@ class Pictures:
         self.captions: list[str] = []
         self.repeats: list[int] = []
         self.notes: list[str] = []
+        self._captioned = captioned
         if not concepts:
             raise InvalidRequest("dataset", "dataset is missing; give a folder of pictures")
         for concept in concepts:
@@ -62,7 +65,9 @@ class Pictures:
     def _take(self, found: Dataset, concept: Concept) -> None:
         for example in found.examples:
             caption = example.caption if example.caption is not None else example.words or concept.instance_prompt
-            if not caption and example.caption is None:
+            if not self._captioned:
+                caption = ""
+            elif not caption and example.caption is None:
                 name = example.path.relative_to(found.folder).as_posix()
                 raise InvalidRequest(
                     "instance_prompt",
@@ -99,6 +104,7 @@ class Material:
         processes: how many learn together.
         first: whether this process writes the cache for all.
         words: whether captions are encoded here; False if the text encoders learn.
+        conditions: what a ControlNet follows.
     """
 
     def __init__(
@@ -111,8 +117,9 @@ class Material:
         processes: int = 1,
         first: bool = True,
         words: bool = True,
+        conditions: Conditions | None = None,
     ) -> None:
-        self.config, self.pictures, self.parts = config, pictures, parts
+        self.config, self.pictures, self.parts, self.conditions = config, pictures, parts, conditions
         self._folder, self._first = folder, first
         self._words = words and parts is not None and not config.shuffle_caption
         held = set(held_out(config, len(pictures.examples)))
@@ -127,6 +134,8 @@ class Material:
         if parts is not None:
             self._texts = self._cache_texts() if self._words else None
             self._latents = self._cache_latents([(i, size) for i, size, _ in shown_at])
+        if conditions is not None:
+            conditions.fill(self._all_shown([(i, size) for i, size, _ in shown_at]), write=first)
         items = [Item(i, size, self._length(i), repeats) for i, size, repeats in shown_at]
         self._held = [item for item in items if item.example in held]
         learnt = [item for item in items if item.example not in held]
@@ -149,14 +158,25 @@ class Material:
     def _length(self, example: int) -> int:
         return self._texts.shape(self.pictures.captions[example], "prompt_embeds")[1] if self._texts else 0
 
+    def _all_shown(self, wanted: Sequence[tuple[int, tuple[int, int]]]) -> list[Shown]:
+        """List all ways in which pictures may be shown at some sizes."""
+        crops = range(len(CROPS)) if self.chances.random_crop else (CENTER,)
+        flips = (False, True) if self.chances.flip else (False,)
+        return [
+            Shown(self.pictures.examples[i], size, crop, flip) for i, size in wanted for crop in crops for flip in flips
+        ]
+
+    def first_shown(self, number: int) -> list[Shown]:
+        """Return the first pictures that are learnt from, in the middle and not mirrored; fewer if there are fewer."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for item in self.plan.items:
+            sizes.setdefault(item.example, item.size)
+        return [Shown(self.pictures.examples[i], sizes[i], CENTER, False) for i in list(sizes)[:number]]
+
     def _cache_latents(self, wanted: Sequence[tuple[int, tuple[int, int]]]) -> Cache | None:
         if not self.config.cache_latents:
             return None
-        crops = range(len(CROPS)) if self.chances.random_crop else (CENTER,)
-        flips = (False, True) if self.chances.flip else (False,)
-        all_shown = [
-            Shown(self.pictures.examples[i], size, crop, flip) for i, size in wanted for crop in crops for flip in flips
-        ]
+        all_shown = self._all_shown(wanted)
         assert self.parts is not None
         vae, told = self.parts.pipe.vae, self.parts.reference.sha256
         cache = Cache(self._folder, "latents", f"{told} {vae.dtype} {self.parts.device.key}")
@@ -225,11 +245,7 @@ class Material:
             frames=[frame_of(one) for one in chosen],
             mask=torch.stack([mask_pixels(one, cell) for one in chosen]) if masked else None,
             draws=list(draws),
-            conditioning=(
-                torch.stack([conditioning_pixels(one) for one in chosen])
-                if all(one.example.conditioning for one in chosen)
-                else None
-            ),
+            conditioning=torch.stack([self.conditions.get(one) for one in chosen]) if self.conditions else None,
         )
 
     def _pictures(

@@ -4,11 +4,14 @@ import importlib
 from typing import Any
 
 from trainers.configs import AdapterConfig, FullConfig, TrainingConfig
+from trainers.network_configs import ControlNetConfig, UnconditionalConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "lora": (AdapterConfig, "trainers.lora:LoraMethod"),
     "full": (FullConfig, "trainers.full:FullMethod"),
+    "controlnet": (ControlNetConfig, "trainers.controlnet:ControlNetMethod"),
+    "unconditional": (UnconditionalConfig, "trainers.unconditional:UnconditionalMethod"),
 }
 
 

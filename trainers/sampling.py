@@ -16,6 +16,7 @@ from studio.spec import GenerationRequest, parse_request
 from studio.store import writer
 from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
+from studio.store.inputs import canvas_size, take_inputs
 from studio.store.jobs import new_job_id
 from studio.store.library import Library
 from trainers.configs import TrainingConfig
@@ -38,8 +39,14 @@ class Sampler:
     ) -> None:
         self._folder, self._library, self._device, self._tell = folder, library, device, tell
 
-    def prompts(self, config: TrainingConfig) -> list[dict[str, Any]]:
+    def prompts(
+        self, config: TrainingConfig, made: Callable[[list[dict[str, Any]], Path], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
         """Return what is drawn: `samples.yaml` of the run, which a person may change while it runs; made from the config at first.
+
+        Args:
+            config: of the run.
+            made: adds what the method needs beside a prompt.
 
         Raises:
             InvalidRequest: if the file is no list of requests.
@@ -55,6 +62,7 @@ class Sampler:
                 }
                 for place, prompt in enumerate(config.validation_prompts)
             ]
+            rows = made(rows, self._folder)
             writer.write_file(path, yaml.safe_dump(rows, sort_keys=False, allow_unicode=True).encode())
         try:
             rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
@@ -79,8 +87,9 @@ class Sampler:
         made: list[tuple[Path, ImageRecord]] = []
         try:
             for place, row in enumerate(rows):
-                request = library.with_files(using(artifact, parse_request(row)), self._folder)
-                resolved, model = library.resolve(request, 0)
+                request = take_inputs(using(artifact, parse_request(row)), blobs, self._folder)
+                request = library.with_files(request, self._folder)
+                resolved, model = library.resolve(request, 0, canvas_size(request, blobs))
 
                 def commit(png: bytes, record: ImageRecord, place: int = place) -> str:
                     name = f"step-{step:06d}-{place}-{record.index}"

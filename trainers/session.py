@@ -28,7 +28,7 @@ from trainers.loop import Trainer, Turn
 from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
-from trainers.models import cache_folder, load_parts
+from trainers.models import Parts, Pixels, cache_folder, load_parts
 from trainers.run import Run
 from trainers.sampling import Sampler
 
@@ -90,12 +90,16 @@ class Session:
 
     def _pictures(self) -> Pictures:
         root = self.settings.data_dir / "datasets"
-        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word)
+        captioned = "instance_prompt" not in self.config.idle
+        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word, captioned=captioned)
+        method_class(self.name).check(self.config, pictures, self.settings)
         for note in pictures.notes:
             logger.warning("%s", note)
         return pictures
 
-    def _reference(self) -> ModelRef:
+    def _reference(self) -> ModelRef | None:
+        if "model" in self.config.idle:
+            return None
         model = self.library.get(self.config.model)
         if model.kind:
             raise InvalidRequest(
@@ -133,7 +137,13 @@ class Session:
             run.remember("data.json", pictures.fingerprint)
 
     def _train(
-        self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator, resume: bool
+        self,
+        run: Any,
+        pictures: Pictures,
+        reference: ModelRef | None,
+        device: Device,
+        accelerator: Accelerator,
+        resume: bool,
     ) -> dict[str, Any] | None:
         run.tell(Started(job=run.id, note="loading the model"))
         for note in pictures.notes:
@@ -162,21 +172,22 @@ class Session:
         return {"status": status, "step": trainer.step, "artifact": str(artifact)}
 
     def _trainer(
-        self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator
+        self, run: Any, pictures: Pictures, reference: ModelRef | None, device: Device, accelerator: Accelerator
     ) -> Trainer:
         """Load the model, encode what is learnt from, and build what learns."""
         made = method_class(self.name)
         dtype = torch.bfloat16 if made.half and self.config.mixed_precision == "bf16" else torch.float32
-        parts = load_parts(reference, device, dtype)
+        parts = load_parts(reference, device, dtype) if reference else Pixels(device)
         learns_words = getattr(self.config, "train_text_encoder", False) or made.reads_captions
         build = lambda first: Material(  # noqa: E731
             self.config,
             pictures,
-            parts,
+            parts if isinstance(parts, Parts) else None,
             cache_folder(self.settings.data_dir),
             processes=accelerator.num_processes,
             first=first,
             words=not learns_words,
+            conditions=made.conditions(self.config, self.settings, device),
         )
         with accelerator.main_process_first():
             material = build(accelerator.is_main_process)
@@ -187,14 +198,13 @@ class Session:
             self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
         )
 
-    def _facts(self, reference: ModelRef, pictures: Pictures) -> dict[str, str]:
+    def _facts(self, reference: ModelRef | None, pictures: Pictures) -> dict[str, str]:
         """Return what a result's file says of how it was made; read back by the library."""
         config = self.config
         return {
             "studio": VERSION,
             "method": self.name,
-            "base_model": reference.id,
-            "base_model_sha256": reference.sha256,
+            **({"base_model": reference.id, "base_model_sha256": reference.sha256} if reference else {}),
             "trigger_words": json.dumps([config.trigger_word] if config.trigger_word else []),
             "recommended_weight": f"{config.recommended_weight:g}",
             "pictures": str(len(pictures.examples)),
@@ -226,9 +236,11 @@ class Session:
     def _sample(self, sampler: Sampler, method: Method, step: int, path: Path) -> None:
         """Draw the samples; a sample that cannot be drawn is told and never ends a run."""
         try:
-            rows = sampler.prompts(self.config)
+            artifact = next((path / "weights").iterdir())
+            if method.draw(artifact, self.folder.resolve() / "samples" / f"step-{step:06d}.png"):
+                return
+            rows = sampler.prompts(self.config, method.sample_rows)
             if rows:
-                artifact = next((path / "weights").iterdir())
                 sampler.draw(step, rows, artifact, method.request_of)
         except StudioError as error:
             logger.warning("no samples after step %d: %s", step, error)
@@ -254,14 +266,16 @@ class Session:
         config = self.config
         lines = [
             "---",
-            f"base_model: {config.model}",
+            *([f"base_model: {config.model}"] if config.model else []),
             "library_name: diffusers",
             f"tags: [{self.name}]",
             "---",
             "",
             f"# {config.output_name}",
             "",
-            f"Made with Studio {VERSION}, method `{self.name}`, in {trainer.step} steps from `{config.model}`.",
+            f"Made with Studio {VERSION}, method `{self.name}`, in {trainer.step} steps"
+            + (f" from `{config.model}`." if config.model else "."),
+            trainer.method.usage(),
         ]
         if config.trigger_word:
             lines.append(f"Trigger word: `{config.trigger_word}`.")
@@ -283,7 +297,7 @@ def park(trainer: Trainer, place: torch.device) -> None:
     if trainer.device.type != "cuda":
         return
     trainer.method.to(place)
-    for part in trainer.method.parts.pipe.components.values():
+    for part in trainer.method.parts.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(place)
     trainer.average = [mean.to(place) for mean in trainer.average]
