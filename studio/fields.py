@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SIZE_STEP = 8
 EXTEND_MAX = 1024
-BOUNDS = ("ge", "gt", "le", "lt", "multiple_of", "max_length", "pattern")
 
 
 class Frozen(BaseModel):
@@ -18,7 +17,7 @@ class Frozen(BaseModel):
 
 def control(label: str, group: str, help_text: str, **extra: Any) -> Any:
     """Declare a field with what the page needs to know about it."""
-    numbers = {key: extra.pop(key) for key in BOUNDS if key in extra}
+    numbers = {key: extra.pop(key) for key in ("ge", "le", "multiple_of", "max_length") if key in extra}
     return Field(description=help_text, json_schema_extra={"label": label, "group": group, **extra}, **numbers)
 
 

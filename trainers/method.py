@@ -108,7 +108,7 @@ class Method(torch.nn.Module):
         return rows
 
     def draw(self, artifact: Path, picture: Path) -> bool:
-        """Draw samples with an artifact that no request can name, into one PNG; False if requests can, or none are wanted."""
+        """Draw samples with an artifact that no request can name, into one PNG; False if none are wanted, or requests draw them."""
         return False
 
     def usage(self) -> str:

@@ -159,7 +159,7 @@ class Session:
         trainer.turn = Turn(
             between=lambda: self._yield(lease, trainer) if alone and lease.wanted() else None,
             asked=lambda: self._asked(run, trainer),
-            committed=lambda step, path: self._sample(sampler, trainer.method, step, path),
+            committed=lambda step, path: self._sample(sampler, trainer, step, path),
         )
         if self.config.report_to != "none":
             accelerator.init_trackers("studio")
@@ -233,11 +233,13 @@ class Session:
         self._lease.enter_context(lease.held(self._should_stop))
         park(trainer, trainer.device)
 
-    def _sample(self, sampler: Sampler, method: Method, step: int, path: Path) -> None:
+    def _sample(self, sampler: Sampler, trainer: Trainer, step: int, path: Path) -> None:
         """Draw the samples; a sample that cannot be drawn is told and never ends a run."""
+        method, grid = trainer.method, self.folder.resolve() / "samples" / f"step-{step:06d}.png"
         try:
             artifact = next((path / "weights").iterdir())
-            if method.draw(artifact, self.folder.resolve() / "samples" / f"step-{step:06d}.png"):
+            if method.draw(artifact, grid):
+                trainer.run.notice(f"samples of step {step} are in samples/{grid.name}")
                 return
             rows = sampler.prompts(self.config, method.sample_rows)
             if rows:

@@ -89,7 +89,7 @@ class UnconditionalMethod(Method):
     def draw(self, artifact: Path, picture: Path) -> bool:
         """Draw a grid with the saved pipeline, by DDIM (Song et al. 2020, arXiv:2010.02502), each picture from its own seed."""
         number = self.config.validation_pictures
-        if number and not picture.exists():
+        if number and not picture.exists():  # it may be there from before a crash, drawn from the same checkpoint
             pipe: Any = DDIMPipeline.from_pretrained(artifact, local_files_only=True, use_safetensors=True)
             pipe.set_progress_bar_config(disable=True)
             seeds = range(self.config.validation_seed, self.config.validation_seed + number)
@@ -103,7 +103,7 @@ class UnconditionalMethod(Method):
             except torch.OutOfMemoryError as error:
                 raise DeviceError("the samples do not fit into memory; lower validation_pictures") from error
             writer.write_file(picture, grid(drawn))
-        return True
+        return number > 0
 
     def usage(self) -> str:
         return (
