@@ -75,6 +75,8 @@ def first_problem(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(
             field, f"{field} has {len(value):,} characters; at most {context['max_length']:,} are allowed"
         )
+    if kind == "string_pattern_mismatch":
+        return InvalidRequest(field, f"{field}={shown(value)} must match {context['pattern']}")
     if kind == "value_error":
         return InvalidRequest(field, f"{field}: {context['error']}" if "." in field else str(context["error"]))
     if kind == "missing":

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 SIZE_STEP = 8
+LIMITS = ("ge", "gt", "le", "lt", "multiple_of", "max_length", "pattern")
 EXTEND_MAX = 1024
 
 
@@ -17,8 +18,8 @@ class Frozen(BaseModel):
 
 def control(label: str, group: str, help_text: str, **extra: Any) -> Any:
     """Declare a field with what the page needs to know about it."""
-    numbers = {key: extra.pop(key) for key in ("ge", "le", "multiple_of", "max_length") if key in extra}
-    return Field(description=help_text, json_schema_extra={"label": label, "group": group, **extra}, **numbers)
+    limits = {key: extra.pop(key) for key in LIMITS if key in extra}
+    return Field(description=help_text, json_schema_extra={"label": label, "group": group, **extra}, **limits)
 
 
 def extension(side: str) -> Any:

@@ -226,7 +226,9 @@ def test_an_sdxl_controlnet_is_trained_and_draws(
     first, second = (load_file(folder / WEIGHTS) for folder in (made, Path(again["artifact"])))
     middle = "controlnet_mid_block.weight"
     assert 0 < (second[middle] - first[middle]).abs().max() < 0.011 < second[middle].abs().max() + 0.002
-    with pytest.raises(InvalidRequest, match="init_from='trained' was made for another model: cross_attention_dim is 72"):
+    with pytest.raises(
+        InvalidRequest, match="init_from='trained' was made for another model: cross_attention_dim is 72"
+    ):
         run(config_of(dataset, init_from=str(made)), settings, tmp_path / "other")
 
 

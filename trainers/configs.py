@@ -341,6 +341,56 @@ class AdapterConfig(EncoderConfig):
         return alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
+class DreamBoothConfig(AdapterConfig):
+    """What DreamBooth is told (Ruiz et al. 2022, arXiv:2208.12242)."""
+
+    train_weights: Annotated[
+        Literal["lora", "full"], control("What learns", "network", "A LoRA, or the model's own weights.")
+    ] = "lora"
+    use_ema: Annotated[bool, control("EMA", "network", "Save an average of the weights; full only.")] = False
+    ema_decay: Annotated[float, control("EMA decay", "network", "How slowly the average follows.", ge=0, lt=1)] = 0.9999
+    with_prior_preservation: Annotated[
+        bool, control("Prior preservation", "prior", "Keep what the class looks like while the subject is learnt.")
+    ] = False
+    class_prompt: Annotated[
+        str, control("Class prompt", "prior", "The class without the rare word: a photo of a dog.", max_length=2000)
+    ] = ""
+    prior_source: Annotated[
+        Literal["images", "model"],
+        control(
+            "Prior from", "prior", "Class images drawn by the model, or what it said of your pictures before it learnt."
+        ),
+    ] = "images"
+    prior_loss_weight: Annotated[
+        float, control("Prior loss weight", "prior", "How much the class counts.", ge=0, le=100)
+    ] = 1.0
+    num_class_images: Annotated[
+        int, control("Class images", "prior", "Drawn once, kept for later runs.", ge=1, le=10_000)
+    ] = 100
+    class_data_dir: Annotated[
+        str, control("Regularisation folder", "prior", "Your own class images; none draws them.", max_length=1000)
+    ] = ""
+
+    @model_validator(mode="after")
+    def prior(self) -> "DreamBoothConfig":
+        if self.with_prior_preservation and not self.class_prompt:
+            raise InvalidRequest("class_prompt", "with_prior_preservation needs class_prompt, such as a photo of a dog")
+        for name in ("class_prompt", "class_data_dir"):
+            if getattr(self, name) and not self.with_prior_preservation:
+                raise InvalidRequest(name, f"{name} does nothing without with_prior_preservation; switch that on")
+        if self.class_data_dir and self.prior_source == "model":
+            raise InvalidRequest("class_data_dir", "class_data_dir does nothing with prior_source=model; leave one out")
+        if self.train_weights == "full":
+            for name in set(AdapterConfig.model_fields) - set(EncoderConfig.model_fields):
+                if getattr(self, name) != AdapterConfig.model_fields[name].default:
+                    raise InvalidRequest(name, f"{name} does nothing with train_weights=full; leave one out")
+        if self.use_ema and self.train_weights == "lora":
+            raise InvalidRequest("use_ema", "use_ema works with train_weights=full only; switch it off")
+        if self.init_from and self.train_weights == "full":
+            raise InvalidRequest("init_from", "init_from is for LoRA; with train_weights=full name the folder as model")
+        return self
+
+
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
@@ -364,12 +414,14 @@ def read_config(config_class: type[Config], path: Path, overrides: list[str]) ->
         name, equals, text = override.partition("=")
         if not equals:
             raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
+        field = config_class.model_fields.get(name)
+        if field and (field.annotation is str or (field.annotation == tuple[str, ...] and text[:1] != "[")):
+            values[name] = text
+            continue
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None
-        if values[name] is None and text.strip() not in ("null", "~", "none", "None", ""):
-            values[name] = text
     return check_config(config_class, values)
 
 

@@ -52,6 +52,7 @@ class Batch:
         mask: (B, 1, h, w), 1 counts; None if all does.
         draws: as planned.
         conditioning: (B, 3, H, W) in 0..1, what a ControlNet sees.
+        beside: pictures that are shown at the same time and judged on their own: DreamBooth's class images.
     """
 
     latents: torch.Tensor
@@ -63,6 +64,7 @@ class Batch:
     mask: torch.Tensor | None
     draws: list[Draw]
     conditioning: torch.Tensor | None = None
+    beside: "Batch | None" = None
 
 
 def fitted(picture: Image.Image, shown: Shown) -> tuple[Image.Image, Frame]:

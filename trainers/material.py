@@ -23,6 +23,7 @@ from trainers.data import (
     noises,
     pixels_of,
 )
+from trainers.denoisers import Told
 from trainers.models import Parts
 from trainers.plan import CENTER, CROPS, Chances, Draw, Item, Plan, bucket_of, bucket_sizes, shuffled
 
@@ -105,6 +106,10 @@ class Material:
         first: whether this process writes the cache for all.
         words: whether captions are encoded here; False if the text encoders learn.
         conditions: what a ControlNet follows.
+        also: captions that the method wants to know about besides.
+
+    Attributes:
+        beside: what is shown at the same time and judged on its own.
     """
 
     def __init__(
@@ -117,9 +122,12 @@ class Material:
         processes: int = 1,
         first: bool = True,
         words: bool = True,
+        also: Sequence[str] = (),
         conditions: Conditions | None = None,
     ) -> None:
-        self.config, self.pictures, self.parts, self.conditions = config, pictures, parts, conditions
+        self.config, self.pictures, self.parts, self._also = config, pictures, parts, also
+        self.conditions = conditions
+        self.beside: Material | None = None
         self._folder, self._first = folder, first
         self._words = words and parts is not None and not config.shuffle_caption
         held = set(held_out(config, len(pictures.examples)))
@@ -189,7 +197,7 @@ class Material:
         return cache
 
     def _cache_texts(self) -> Cache:
-        captions = sorted(set(self.pictures.captions))
+        captions = sorted({*self.pictures.captions, *self._also})
         assert self.parts is not None
         parts = self.parts
 
@@ -210,7 +218,19 @@ class Material:
         """Put together what one process sees in a micro-batch."""
         draws = self.plan.step(step)[micro]
         share = len(draws) // processes
-        return self.assemble(self.plan.items, draws[rank * share : (rank + 1) * share])
+        batch = self.assemble(self.plan.items, draws[rank * share : (rank + 1) * share])
+        if self.beside is not None:
+            batch.beside = self.beside.batch(step, micro, rank, processes)
+        return batch
+
+    @torch.no_grad()
+    def told_of(self, caption: str) -> Told:
+        """Return what the text encoders, as they are now, say of a caption; (1, ...) each."""
+        assert self.parts is not None
+        if self._texts is None:
+            return self.parts.encode([caption])
+        names = [name for name in self._texts.names(caption) if not name.startswith("no ")]
+        return {name: self._texts.get(caption, name) for name in names}
 
     def held_batches(self) -> Iterator[Batch]:
         """Yield the held-out pictures, each at four noise levels that are always the same."""

@@ -1,6 +1,6 @@
 """What the six methods share: a module whose forward is the loss, so that one wrapper serves every number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,6 +76,25 @@ class Method(torch.nn.Module):
         for rate in self.rates():
             for number, parameter in enumerate(rate.parameters):
                 yield f"{rate.name}.{number}", parameter
+
+    @classmethod
+    def beside(
+        cls, config: Any, folder: Path, root: Path, draw: Callable[[dict[str, Any], Path], None]
+    ) -> Pictures | None:
+        """Return pictures that are shown beside the dataset's and judged on their own.
+
+        Args:
+            config: of the run.
+            folder: for what is drawn; kept for later runs of the same model, prompt and size.
+            root: of the datasets.
+            draw: makes a picture, from a request's values, at a path.
+        """
+        return None
+
+    @classmethod
+    def captions(cls, config: Any) -> tuple[str, ...]:
+        """Return captions besides the dataset's that must be encoded ahead."""
+        return ()
 
     def prepare(self, material: Material) -> None:
         """Look at what will be learnt from, before the first step."""

@@ -3,19 +3,21 @@
 import importlib
 from typing import Any
 
-from trainers.configs import AdapterConfig, FullConfig, TrainingConfig
+from trainers.configs import AdapterConfig, DreamBoothConfig, FullConfig, TrainingConfig
 from trainers.network_configs import ControlNetConfig, UnconditionalConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "lora": (AdapterConfig, "trainers.lora:LoraMethod"),
+    "dreambooth": (DreamBoothConfig, "trainers.dreambooth:dreambooth"),
     "full": (FullConfig, "trainers.full:FullMethod"),
     "controlnet": (ControlNetConfig, "trainers.controlnet:ControlNetMethod"),
     "unconditional": (UnconditionalConfig, "trainers.unconditional:UnconditionalMethod"),
 }
 
 
-def method_class(name: str) -> Any:
-    """Import a method."""
-    module, _, class_name = METHODS[name][1].partition(":")
-    return getattr(importlib.import_module(module), class_name)
+def method_class(name: str, config: TrainingConfig) -> Any:
+    """Import the class of a method; where there are several, the config decides."""
+    module, _, attribute = METHODS[name][1].partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    return found if isinstance(found, type) else found(config)

@@ -9,14 +9,14 @@ import yaml
 
 from studio.engine.devices import Device
 from studio.engine.engine import Engine, Watch
-from studio.errors import InvalidRequest
+from studio.errors import InvalidRequest, StudioError
 from studio.events import Event, ImageReady
 from studio.records import ImageRecord, Job
 from studio.spec import GenerationRequest, parse_request
 from studio.store import writer
 from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
-from studio.store.inputs import canvas_size, take_inputs
+from studio.store.inputs import take_inputs
 from studio.store.jobs import new_job_id
 from studio.store.library import Library
 from trainers.configs import TrainingConfig
@@ -89,7 +89,6 @@ class Sampler:
             for place, row in enumerate(rows):
                 request = take_inputs(using(artifact, parse_request(row)), blobs, self._folder)
                 request = library.with_files(request, self._folder)
-                resolved, model = library.resolve(request, 0, canvas_size(request, blobs))
 
                 def commit(png: bytes, record: ImageRecord, place: int = place) -> str:
                     name = f"step-{step:06d}-{place}-{record.index}"
@@ -102,8 +101,56 @@ class Sampler:
                     if isinstance(event, ImageReady):
                         self._tell(event)
 
-                job = Job(id=new_job_id(), request=resolved, model=model, parts=library.parts_of(resolved))
-                engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))
+                _generate(engine, library, request, blobs, commit, tell)
         finally:
             engine.unload()
         return made
+
+
+class Painter:
+    """Draws single pictures into files of a given name; the engine is opened for the first.
+
+    Args:
+        library: of the models.
+        device: with generation's number format.
+        folder: for pictures that requests name.
+        should_stop: whether the process was asked to end.
+    """
+
+    def __init__(self, library: Library, device: Device, folder: Path, should_stop: Callable[[], bool]) -> None:
+        self._library, self._device, self._blobs = library, device, BlobStore(folder)
+        self._should_stop, self._engine = should_stop, None
+
+    def draw(self, values: dict[str, Any], path: Path) -> None:
+        """Draw a request.
+
+        Raises:
+            StudioError: if the process was asked to end.
+        """
+        if self._should_stop():
+            raise StudioError("stopped before learning began; the class images that were drawn are kept")
+        if self._engine is None:
+            self._engine = Engine(self._device, utc_now, new_image_id)
+
+        def commit(png: bytes, record: ImageRecord) -> str:
+            return str(save_picture(path.parent, path.stem, png, record))
+
+        _generate(self._engine, self._library, parse_request(values), self._blobs, commit, lambda event: None)
+
+    def close(self) -> None:
+        """Free the memory."""
+        if self._engine is not None:
+            self._engine.unload()
+
+
+def _generate(
+    engine: Engine,
+    library: Library,
+    request: GenerationRequest,
+    blobs: BlobStore,
+    commit: Callable[[bytes, ImageRecord], str],
+    tell: Callable[[Event], None],
+) -> None:
+    resolved, model = library.resolve(request, 0)
+    job = Job(id=new_job_id(), request=resolved, model=model, parts=library.parts_of(resolved))
+    engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))

@@ -23,14 +23,15 @@ from studio.settings import VERSION, Settings
 from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
-from trainers.configs import ENDLESS, TrainingConfig, dump_config
+from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig, dump_config
+from trainers.estimate import estimate
 from trainers.loop import Trainer, Turn
 from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
 from trainers.models import Parts, Pixels, cache_folder, load_parts
 from trainers.run import Run
-from trainers.sampling import Sampler
+from trainers.sampling import Painter, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,20 @@ class Session:
         self._should_stop = should_stop
         self.library = self._library()
         self._lease = contextlib.ExitStack()
+        self.trainer: Trainer | None = None
+
+    @property
+    def step(self) -> int:
+        """Updates done so far."""
+        return self.trainer.step if self.trainer else 0
+
+    def estimate(self) -> dict[str, Any]:
+        """Say how long the run takes and how much memory it needs; nothing is written but the cache."""
+        pictures, reference = self._pictures(), self._reference()
+        device = open_device(self.settings.device, self.settings.cpu_threads)
+        with DeviceLease(device.key).held(self._should_stop):
+            run = Unheld(self.folder)
+            return estimate(self._trainer(run, pictures, reference, device, self._accelerator(device)))
 
     def run(self, *, resume: bool = False) -> dict[str, Any] | None:
         """Train; return the last line of the command, or None in processes that do not speak.
@@ -92,7 +107,7 @@ class Session:
         root = self.settings.data_dir / "datasets"
         captioned = "instance_prompt" not in self.config.idle
         pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word, captioned=captioned)
-        method_class(self.name).check(self.config, pictures, self.settings)
+        method_class(self.name, self.config).check(self.config, pictures, self.settings)
         for note in pictures.notes:
             logger.warning("%s", note)
         return pictures
@@ -151,7 +166,7 @@ class Session:
         lease = DeviceLease(device.key)
         if accelerator.is_local_main_process or device.place.type == "cuda":
             self._lease.enter_context(lease.held(self._should_stop))
-        trainer = self._trainer(run, pictures, reference, device, accelerator)
+        trainer = self.trainer = self._trainer(run, pictures, reference, device, accelerator)
         if resume and trainer.resume():
             logger.info("going on after step %d", trainer.step)
         sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
@@ -175,28 +190,55 @@ class Session:
         self, run: Any, pictures: Pictures, reference: ModelRef | None, device: Device, accelerator: Accelerator
     ) -> Trainer:
         """Load the model, encode what is learnt from, and build what learns."""
-        made = method_class(self.name)
+        made = method_class(self.name, self.config)
+        beside = self._beside(made, reference, device, accelerator)
         dtype = torch.bfloat16 if made.half and self.config.mixed_precision == "bf16" else torch.float32
         parts = load_parts(reference, device, dtype) if reference else Pixels(device)
         learns_words = getattr(self.config, "train_text_encoder", False) or made.reads_captions
-        build = lambda first: Material(  # noqa: E731
-            self.config,
-            pictures,
-            parts if isinstance(parts, Parts) else None,
-            cache_folder(self.settings.data_dir),
-            processes=accelerator.num_processes,
-            first=first,
-            words=not learns_words,
-            conditions=made.conditions(self.config, self.settings, device),
-        )
+
+        def build(config: TrainingConfig, shown: Pictures) -> Material:
+            return Material(
+                config,
+                shown,
+                parts if isinstance(parts, Parts) else None,
+                cache_folder(self.settings.data_dir),
+                processes=accelerator.num_processes,
+                first=accelerator.is_main_process,
+                words=not learns_words,
+                also=made.captions(config),
+                conditions=made.conditions(self.config, self.settings, device),
+            )
+
         with accelerator.main_process_first():
-            material = build(accelerator.is_main_process)
+            material = build(self.config, pictures)
+            if beside is not None:
+                apart = {"seed": (self.config.seed + 1) % SEED_MAX, "validation_size": 0, "masked_loss": False}
+                material.beside = build(self.config.model_copy(update=apart), beside)
         parts.release(words=not learns_words and not self.config.shuffle_caption, pictures=self.config.cache_latents)
         method: Method = made(self.config, parts)
         method.prepare(material)
         return Trainer(
             self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
         )
+
+    def _beside(
+        self, made: type[Method], reference: ModelRef | None, device: Device, accelerator: Accelerator
+    ) -> Pictures | None:
+        """Return what the method wants to show beside the dataset, drawn by the model if need be."""
+        if reference is None:
+            return None
+        folder, root = self._class_folder(reference), self.settings.data_dir / "datasets"
+        painter = Painter(self.library, device, folder / "blobs", self._should_stop)
+        with accelerator.main_process_first():
+            beside = made.beside(self.config, folder, root, painter.draw)
+        painter.close()
+        return beside
+
+    def _class_folder(self, reference: ModelRef) -> Path:
+        """Return where pictures are drawn that a method wants beside the dataset's."""
+        told = [reference.sha256, getattr(self.config, "class_prompt", ""), self.config.resolution[0]]
+        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        return self.settings.data_dir / "cache" / "class" / name
 
     def _facts(self, reference: ModelRef | None, pictures: Pictures) -> dict[str, str]:
         """Return what a result's file says of how it was made; read back by the library."""

@@ -37,7 +37,7 @@ class Product:
 
     def draw(self, **values: Any) -> np.ndarray:
         """Draw one picture, (H, W, 3) uint8."""
-        wanted = parse_request(values)
+        wanted = self._library.with_files(parse_request(values), Path())
         request, model = self._library.resolve(wanted, 1, canvas_size(wanted, self._blobs))
         job = Job(id="product", request=request, model=model, parts=self._library.parts_of(request))
         made: list[bytes] = []
