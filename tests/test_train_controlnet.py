@@ -60,7 +60,9 @@ def opened(
     ControlNetMethod.check(config, pictures, settings)
     parts = load_parts(library.reference(library.get(config.model)), device, dtype)
     conditions = ControlNetMethod.conditions(config, settings, device)
-    material = Material(config, pictures, parts, settings.data_dir / "cache", conditions=conditions)
+    material = Material(config, pictures, parts, settings.data_dir / "cache")
+    assert conditions is not None
+    material.follow(conditions)
     method = ControlNetMethod(config, parts)
     method.prepare(material)
     return method, material
@@ -267,7 +269,7 @@ def test_models_and_files_that_do_not_fit_are_refused(
         opened(config_of(dataset, model="sd3"), settings, tiny_library.folders[0])
     with pytest.raises(InvalidRequest, match="is no ControlNet folder"):
         opened(config_of(dataset, init_from=str(tmp_path / "nothing")), settings, MODELS)
-    with pytest.raises(InvalidRequest, match="preprocessor='softedge_hed' needs ControlNetHED.pth in"):
+    with pytest.raises(InvalidRequest, match=r"preprocessor='softedge_hed' needs ControlNetHED\.pth in"):
         opened(config_of(dataset, preprocessor="softedge_hed"), settings, MODELS)
 
 

@@ -105,11 +105,11 @@ class Material:
         processes: how many learn together.
         first: whether this process writes the cache for all.
         words: whether captions are encoded here; False if the text encoders learn.
-        conditions: what a ControlNet follows.
         also: captions that the method wants to know about besides.
 
     Attributes:
         beside: what is shown at the same time and judged on its own.
+        conditions: what a ControlNet follows; None if nothing.
     """
 
     def __init__(
@@ -123,10 +123,9 @@ class Material:
         first: bool = True,
         words: bool = True,
         also: Sequence[str] = (),
-        conditions: Conditions | None = None,
     ) -> None:
         self.config, self.pictures, self.parts, self._also = config, pictures, parts, also
-        self.conditions = conditions
+        self.conditions: Conditions | None = None
         self.beside: Material | None = None
         self._folder, self._first = folder, first
         self._words = words and parts is not None and not config.shuffle_caption
@@ -142,8 +141,6 @@ class Material:
         if parts is not None:
             self._texts = self._cache_texts() if self._words else None
             self._latents = self._cache_latents([(i, size) for i, size, _ in shown_at])
-        if conditions is not None:
-            conditions.fill(self._all_shown([(i, size) for i, size, _ in shown_at]), write=first)
         items = [Item(i, size, self._length(i), repeats) for i, size, repeats in shown_at]
         self._held = [item for item in items if item.example in held]
         learnt = [item for item in items if item.example not in held]
@@ -173,6 +170,16 @@ class Material:
         return [
             Shown(self.pictures.examples[i], size, crop, flip) for i, size in wanted for crop in crops for flip in flips
         ]
+
+    def follow(self, conditions: Conditions) -> None:
+        """Show control pictures too; what is missing is made now.
+
+        Raises:
+            ModelError: if a preprocessor's weights are missing.
+        """
+        items = (*self.plan.items, *self._held)
+        conditions.fill(self._all_shown([(item.example, item.size) for item in items]), write=self._first)
+        self.conditions = conditions
 
     def first_shown(self, number: int) -> list[Shown]:
         """Return the first pictures that are learnt from, in the middle and not mirrored; fewer if there are fewer."""

@@ -16,7 +16,7 @@ from studio.spec import GenerationRequest, parse_request
 from studio.store import writer
 from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
-from studio.store.inputs import take_inputs
+from studio.store.inputs import canvas_size, take_inputs
 from studio.store.jobs import new_job_id
 from studio.store.library import Library
 from trainers.configs import TrainingConfig
@@ -151,6 +151,6 @@ def _generate(
     commit: Callable[[bytes, ImageRecord], str],
     tell: Callable[[Event], None],
 ) -> None:
-    resolved, model = library.resolve(request, 0)
+    resolved, model = library.resolve(request, 0, canvas_size(request, blobs))
     job = Job(id=new_job_id(), request=resolved, model=model, parts=library.parts_of(resolved))
     engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))

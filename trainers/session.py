@@ -206,11 +206,12 @@ class Session:
                 first=accelerator.is_main_process,
                 words=not learns_words,
                 also=made.captions(config),
-                conditions=made.conditions(self.config, self.settings, device),
             )
 
         with accelerator.main_process_first():
             material = build(self.config, pictures)
+            if conditions := made.conditions(self.config, self.settings, device):
+                material.follow(conditions)
             if beside is not None:
                 apart = {"seed": (self.config.seed + 1) % SEED_MAX, "validation_size": 0, "masked_loss": False}
                 material.beside = build(self.config.model_copy(update=apart), beside)
