@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from studio.engine.devices import open_device
 from studio.errors import InvalidRequest
-from studio.settings import ROOT, Settings
-from trainers.configs import check_config, read_config
+from studio.settings import Settings
+from trainers.configs import check_config
 from trainers.material import Material, Pictures
 from trainers.models import Pixels
 from trainers.network_configs import UnconditionalConfig
@@ -174,8 +174,3 @@ def test_a_wrong_config_is_told_in_a_sentence(tmp_path: Path, values: dict[str, 
     with pytest.raises(InvalidRequest) as error:
         config_of(tmp_path, **values)
     assert sentence in str(error.value)
-
-
-def test_the_preset_is_sound() -> None:
-    config = read_config(UnconditionalConfig, ROOT / "presets" / "train" / "unconditional-shapes.yaml", [])
-    assert config.resolution == (64,)

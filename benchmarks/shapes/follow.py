@@ -51,7 +51,9 @@ def followed(
         scene = placed_scene(rng)
         control = render(scene, rng)
         picture = product.picture(control)
-        given = unit | ({"model": model} if model else {}) | ({"images": [picture]} if kind == "ip" else {"image": picture})
+        given = (
+            unit | ({"model": model} if model else {}) | ({"images": [picture]} if kind == "ip" else {"image": picture})
+        )
         prompt = "" if kind == "ip" else plain_caption(replace(scene, size="", position=""))
         drawn = product.draw(prompt=prompt, seed=index, **({field: [given]} if on else {}))
         results.append((control, drawn, scene))
@@ -80,7 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unit", choices=list(UNITS), default="controlnet")
     parser.add_argument("--number", type=int, default=100)
-    parser.add_argument("--model", default="", help="another ControlNet: its folder, such as ./data/runs/NAME/final/trained")
+    parser.add_argument(
+        "--model", default="", help="another ControlNet: its folder, such as ./data/runs/NAME/final/trained"
+    )
     parser.add_argument("--sheet", type=Path, help="PNG: control picture, with, without")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
