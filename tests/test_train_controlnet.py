@@ -190,10 +190,9 @@ def run(config: ControlNetConfig, settings: Settings, folder: Path, *, until: st
 def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     dataset: Path, settings: Settings, tmp_path: Path, engine: Any, blobs: Any
 ) -> None:
-    config = config_of(
-        dataset, max_train_steps=3, checkpointing_steps=1, learning_rate=0.01, validation_prompts="a red circle"
-    )
-    answer = run(config, settings, tmp_path / "whole")
+    config = config_of(dataset, max_train_steps=3, checkpointing_steps=1, learning_rate=0.01)
+    drawing = config.model_copy(update={"validation_prompts": ("a red circle",), "checkpointing_steps": 0})
+    answer = run(drawing, settings, tmp_path / "whole")
     broken = run(config, settings, tmp_path / "broken", until="checkpoints/step-000001")
     assert broken["status"] == "stopped" and broken["step"] == 2
     assert run(config, settings, tmp_path / "broken", resume=True)["step"] == 3
