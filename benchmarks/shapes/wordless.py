@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from PIL import Image
 
 from benchmarks.shapes.judge import judge
