@@ -251,7 +251,7 @@ def test_a_request_names_a_controlnet_by_its_path(tmp_path: Path) -> None:
     [
         ({"preprocessor": "cany"}, "preprocessor='cany' is not known; use one of: none"),
         ({"preprocessor_options": {"x": 1}}, "preprocessor='canny' has no option 'x'; it has low_threshold"),
-        ({"preprocessor_options": {"low_threshold": 0}}, "low_threshold=0 must be a whole number from 1 to 255"),
+        ({"preprocessor_options": {"low_threshold": 0}}, "low_threshold=0.0 must be a whole number from 1 to 255"),
         ({"trigger_word": "sks"}, "trigger_word means nothing to this method; leave it out"),
         ({"preproces": "canny"}, "preproces is not a field of this method; did you mean preprocessor?"),
     ],
