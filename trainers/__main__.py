@@ -37,7 +37,8 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     methods = parser.add_subparsers(dest="method", required=True)
     for name, (config_class, _) in METHODS.items():
-        fields = "\n".join(f"  {field}: {info.description}" for field, info in config_class.model_fields.items())
+        told = {field: info for field, info in config_class.model_fields.items() if field not in config_class.idle}
+        fields = "\n".join(f"  {field}: {info.description}" for field, info in told.items())
         method = methods.add_parser(
             name, epilog=f"fields:\n{fields}", formatter_class=argparse.RawDescriptionHelpFormatter
         )

@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -39,7 +39,13 @@ class Concept(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """What every method is told."""
+    """What every method is told.
+
+    Attributes:
+        idle: fields that mean nothing to a method; forms and help leave them out, and a value in a file is refused.
+    """
+
+    idle: ClassVar[frozenset[str]] = frozenset()
 
     model: Annotated[str, control("Pretrained model", "model", "Id in the library.", max_length=300)] = "shapes"
     dataset: Annotated[
@@ -212,6 +218,9 @@ class TrainingConfig(Frozen):
     @model_validator(mode="after")
     def fits(self) -> "TrainingConfig":
         """Refuse pairs of values that mean nothing together."""
+        for name in sorted(self.idle):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise InvalidRequest(name, f"{name} means nothing to this method; leave it out")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
             raise InvalidRequest("lr_step_rules", "lr_scheduler=piecewise_constant needs lr_step_rules, like 1:10,0.1")
         if self.lr_warmup_steps and self.lr_scheduler == "constant":

@@ -79,11 +79,15 @@ def fitted(picture: Image.Image, shown: Shown) -> tuple[Image.Image, Frame]:
     return (ImageOps.mirror(cut) if shown.flip else cut), Frame(*inner, left, top)
 
 
+def picture_of(shown: Shown) -> np.ndarray:
+    """Read a picture as it is shown, (H, W, 3) uint8; transparent parts become white."""
+    picture = Image.fromarray(flatten(decode(read_file(shown.example.path))))
+    return np.array(fitted(picture, shown)[0])
+
+
 def pixels_of(shown: Shown) -> torch.Tensor:
     """Read a picture, (3, H, W) in -1..1; transparent parts become white."""
-    picture = Image.fromarray(flatten(decode(read_file(shown.example.path))))
-    array = np.array(fitted(picture, shown)[0])  # (H, W, 3)
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(picture_of(shown)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def frame_of(shown: Shown) -> Frame:

@@ -11,12 +11,12 @@ import torch
 
 from studio.errors import InvalidRequest, shown
 from studio.store.datasets import Dataset, Example, find_dataset, read_dataset
+from trainers.conditions import Conditions
 from trainers.configs import Concept, TrainingConfig
 from trainers.data import (
     Batch,
     Cache,
     Shown,
-    conditioning_pixels,
     encode_pixels,
     frame_of,
     mask_pixels,
@@ -39,8 +39,10 @@ class Pictures:
         notes: sentences about what was refused or is doubtful.
     """
 
-    def __init__(self, concepts: Sequence[Concept], root: Path, trigger_word: str = "") -> None:
-        """Read the folders.
+    def __init__(
+        self, concepts: Sequence[Concept], root: Path, trigger_word: str = "", *, captioned: bool = True
+    ) -> None:
+        """Read the folders; without `captioned` every caption is "".
 
         Raises:
             InvalidRequest: if a folder is missing or has no usable picture, or a picture has no caption.
@@ -49,6 +51,7 @@ class Pictures:
         self.captions: list[str] = []
         self.repeats: list[int] = []
         self.notes: list[str] = []
+        self._captioned = captioned
         if not concepts:
             raise InvalidRequest("dataset", "dataset is missing; give a folder of pictures")
         for concept in concepts:
@@ -63,7 +66,9 @@ class Pictures:
     def _take(self, found: Dataset, concept: Concept) -> None:
         for example in found.examples:
             caption = example.caption if example.caption is not None else example.words or concept.instance_prompt
-            if not caption and example.caption is None:
+            if not self._captioned:
+                caption = ""
+            elif not caption and example.caption is None:
                 name = example.path.relative_to(found.folder).as_posix()
                 raise InvalidRequest(
                     "instance_prompt",
@@ -82,8 +87,8 @@ class Pictures:
                 e.sha256,
                 caption,
                 repeats,
-                e.mask.name if e.mask else None,
-                e.conditioning.name if e.conditioning else None,
+                beside_of(e.mask),
+                beside_of(e.conditioning),
             ]
             for e, caption, repeats in zip(self.examples, self.captions, self.repeats, strict=True)
         ]
@@ -104,6 +109,7 @@ class Material:
 
     Attributes:
         beside: what is shown at the same time and judged on its own.
+        conditions: what a ControlNet follows; None if nothing.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class Material:
         also: Sequence[str] = (),
     ) -> None:
         self.config, self.pictures, self.parts, self._also = config, pictures, parts, also
+        self.conditions: Conditions | None = None
         self.beside: Material | None = None
         self._folder, self._first = folder, first
         self._words = words and parts is not None and not config.shuffle_caption
@@ -156,14 +163,35 @@ class Material:
     def _length(self, example: int) -> int:
         return self._texts.shape(self.pictures.captions[example], "prompt_embeds")[1] if self._texts else 0
 
+    def _all_shown(self, wanted: Sequence[tuple[int, tuple[int, int]]]) -> list[Shown]:
+        """List all ways in which pictures may be shown at some sizes."""
+        crops = range(len(CROPS)) if self.chances.random_crop else (CENTER,)
+        flips = (False, True) if self.chances.flip else (False,)
+        return [
+            Shown(self.pictures.examples[i], size, crop, flip) for i, size in wanted for crop in crops for flip in flips
+        ]
+
+    def follow(self, conditions: Conditions) -> None:
+        """Show control pictures too; what is missing is made now.
+
+        Raises:
+            ModelError: if a preprocessor's weights are missing.
+        """
+        items = (*self.plan.items, *self._held)
+        conditions.fill(self._all_shown([(item.example, item.size) for item in items]), write=self._first)
+        self.conditions = conditions
+
+    def first_shown(self, number: int) -> list[Shown]:
+        """Return the first pictures that are learnt from, in the middle and not mirrored; fewer if there are fewer."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for item in self.plan.items:
+            sizes.setdefault(item.example, item.size)
+        return [Shown(self.pictures.examples[i], sizes[i], CENTER, False) for i in list(sizes)[:number]]
+
     def _cache_latents(self, wanted: Sequence[tuple[int, tuple[int, int]]]) -> Cache | None:
         if not self.config.cache_latents:
             return None
-        crops = range(len(CROPS)) if self.chances.random_crop else (CENTER,)
-        flips = (False, True) if self.chances.flip else (False,)
-        all_shown = [
-            Shown(self.pictures.examples[i], size, crop, flip) for i, size in wanted for crop in crops for flip in flips
-        ]
+        all_shown = self._all_shown(wanted)
         assert self.parts is not None
         vae, told = self.parts.pipe.vae, self.parts.reference.sha256
         cache = Cache(self._folder, "latents", f"{told} {vae.dtype} {self.parts.device.key}")
@@ -244,11 +272,7 @@ class Material:
             frames=[frame_of(one) for one in chosen],
             mask=torch.stack([mask_pixels(one, cell) for one in chosen]) if masked else None,
             draws=list(draws),
-            conditioning=(
-                torch.stack([conditioning_pixels(one) for one in chosen])
-                if all(one.example.conditioning for one in chosen)
-                else None
-            ),
+            conditioning=torch.stack([self.conditions.get(one) for one in chosen]) if self.conditions else None,
         )
 
     def _pictures(

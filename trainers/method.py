@@ -7,7 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from studio.engine.devices import Device
+from studio.settings import Settings
 from studio.spec import GenerationRequest
+from trainers.conditions import Conditions
+from trainers.configs import TrainingConfig
 from trainers.data import Batch, scaled_latents
 from trainers.denoisers import Told
 from trainers.losses import Process, squared_error
@@ -49,6 +53,19 @@ class Method(torch.nn.Module):
 
     @property
     def averaged(self) -> float | None:
+        return None
+
+    @classmethod
+    def check(cls, config: TrainingConfig, pictures: Pictures, settings: Settings) -> None:
+        """Refuse pictures that the method cannot learn from, before a model is loaded.
+
+        Raises:
+            InvalidRequest: one sentence.
+        """
+
+    @classmethod
+    def conditions(cls, config: TrainingConfig, settings: Settings, device: Device) -> Conditions | None:
+        """Return what the method follows beside captions; None if nothing."""
         return None
 
     def rates(self) -> list[Rate]:
@@ -113,6 +130,18 @@ class Method(torch.nn.Module):
         """Return the textual inversions of a saved artifact, which `request_of` names in prompts by their files' names."""
         return []
 
+    def sample_rows(self, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+        """Add to a new run's sample requests what the method's artifact needs beside a prompt; files go into the run's folder."""
+        return rows
+
+    def draw(self, artifact: Path, picture: Path) -> bool:
+        """Draw samples with an artifact that no request can name, into one PNG; False if none are wanted, or requests draw them."""
+        return False
+
+    def usage(self) -> str:
+        """Say in a sentence where the artifact can be used, for its card; "" where everybody knows."""
+        return ""
+
     def process(self, latents: torch.Tensor) -> Process:
         """Return the noise for latents of this size."""
         height, width = (side * self.parts.cell for side in latents.shape[-2:])
@@ -155,10 +184,14 @@ class Method(torch.nn.Module):
     def noised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Process]:
         """Return noisy latents, what should be said of them, their times, and the process."""
         device = self.parts.device.place
-        latents = scaled_latents(batch.latents.to(device), self.parts.vae_config).to(self.dtype)
+        latents = self.clean(batch).to(self.dtype)
         noise, process = batch.noise.to(device, self.dtype), self.process(latents)
         times = process.times(batch.quantiles).to(device)
         return process.noisy(latents, noise, times), process.target(latents, noise, times), times, process
+
+    def clean(self, batch: Batch) -> torch.Tensor:
+        """Return what noise is added to."""
+        return scaled_latents(batch.latents.to(self.parts.device.place), self.parts.vae_config)
 
     def judged(
         self, made: torch.Tensor, target: torch.Tensor, times: torch.Tensor, process: Process, batch: Batch

@@ -5,6 +5,7 @@ from typing import Any
 
 from trainers.configs import AdapterConfig, DreamBoothConfig, FullConfig, TrainingConfig
 from trainers.inversion_configs import TextualInversionConfig
+from trainers.network_configs import ControlNetConfig, UnconditionalConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
@@ -12,6 +13,8 @@ METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "dreambooth": (DreamBoothConfig, "trainers.dreambooth:dreambooth"),
     "full": (FullConfig, "trainers.full:FullMethod"),
     "textual-inversion": (TextualInversionConfig, "trainers.textual_inversion:TextualInversion"),
+    "controlnet": (ControlNetConfig, "trainers.controlnet:ControlNetMethod"),
+    "unconditional": (UnconditionalConfig, "trainers.unconditional:UnconditionalMethod"),
 }
 
 

@@ -40,6 +40,11 @@ class Parts:
     vae_config: Any
 
     @property
+    def components(self) -> dict[str, Any]:
+        """What the pipeline is made of, by its names."""
+        return self.pipe.components
+
+    @property
     def family(self) -> ModelFamily:
         return FAMILIES[self.reference.family]
 
@@ -88,6 +93,20 @@ class Parts:
         if not self.family.syntax:
             return caption
         return _SYNTAX.sub(lambda found: f"\\{found[0]}", _ESCAPED.sub(r"\1", caption))
+
+
+@dataclass
+class Pixels:
+    """What a method has in place of a loaded model if it builds its own, which works on pixels."""
+
+    device: Device
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {}
+
+    def release(self, *, words: bool, pictures: bool) -> None:
+        """Do nothing: there are no encoders."""
 
 
 def load_parts(reference: ModelRef, device: Device, dtype: torch.dtype) -> Parts:

@@ -16,6 +16,7 @@ from studio.spec import GenerationRequest, parse_request
 from studio.store import writer
 from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
+from studio.store.inputs import canvas_size, take_inputs
 from studio.store.library import Library
 from trainers.configs import TrainingConfig
 
@@ -37,8 +38,14 @@ class Sampler:
     ) -> None:
         self._folder, self._library, self._device, self._tell = folder, library, device, tell
 
-    def prompts(self, config: TrainingConfig) -> list[dict[str, Any]]:
+    def prompts(
+        self, config: TrainingConfig, made: Callable[[list[dict[str, Any]], Path], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
         """Return what is drawn: `samples.yaml` of the run, which a person may change while it runs; made from the config at first.
+
+        Args:
+            config: of the run.
+            made: adds what the method needs beside a prompt.
 
         Raises:
             InvalidRequest: if the file is no list of requests.
@@ -54,6 +61,7 @@ class Sampler:
                 }
                 for place, prompt in enumerate(config.validation_prompts)
             ]
+            rows = made(rows, self._folder)
             writer.write_file(path, yaml.safe_dump(rows, sort_keys=False, allow_unicode=True).encode())
         try:
             rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
@@ -84,7 +92,8 @@ class Sampler:
         made: list[tuple[Path, ImageRecord]] = []
         try:
             for place, row in enumerate(rows):
-                request = library.with_files(using(artifact, parse_request(row)), self._folder)
+                request = take_inputs(using(artifact, parse_request(row)), blobs, self._folder)
+                request = library.with_files(request, self._folder)
 
                 def commit(png: bytes, record: ImageRecord, place: int = place) -> str:
                     name = f"step-{step:06d}-{place}-{record.index}"
@@ -147,4 +156,5 @@ def _generate(
     commit: Callable[[bytes, ImageRecord], str],
     tell: Callable[[Event], None],
 ) -> None:
-    engine.generate(library.job(request, 0), blobs.open, commit, Watch(tell, lambda: ""))
+    job = library.job(request, 0, canvas_size(request, blobs))
+    engine.generate(job, blobs.open, commit, Watch(tell, lambda: ""))

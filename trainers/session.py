@@ -31,7 +31,7 @@ from trainers.loop import Trainer, Turn, disk_full
 from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
-from trainers.models import cache_folder, load_parts
+from trainers.models import Parts, Pixels, cache_folder, load_parts
 from trainers.run import Run
 from trainers.sampling import Painter, Sampler
 
@@ -109,12 +109,16 @@ class Session:
 
     def _pictures(self) -> Pictures:
         root = self.settings.data_dir / "datasets"
-        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word)
+        captioned = "instance_prompt" not in self.config.idle
+        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word, captioned=captioned)
+        method_class(self.name, self.config).check(self.config, pictures, self.settings)
         for note in pictures.notes:
             logger.warning("%s", note)
         return pictures
 
-    def _reference(self) -> ModelRef:
+    def _reference(self) -> ModelRef | None:
+        if "model" in self.config.idle:
+            return None
         model = self.library.get(self.config.model)
         if model.kind:
             raise InvalidRequest(
@@ -152,7 +156,13 @@ class Session:
             run.remember("data.json", pictures.fingerprint)
 
     def _train(
-        self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator, resume: bool
+        self,
+        run: Any,
+        pictures: Pictures,
+        reference: ModelRef | None,
+        device: Device,
+        accelerator: Accelerator,
+        resume: bool,
     ) -> dict[str, Any] | None:
         run.tell(Started(job=run.id, note="loading the model"))
         for note in pictures.notes:
@@ -168,7 +178,7 @@ class Session:
         trainer.turn = Turn(
             between=lambda: self._yield(lease, trainer) if alone and lease.wanted() else None,
             asked=lambda: self._asked(run, trainer),
-            committed=lambda step, path: self._sample(sampler, trainer.method, step, path),
+            committed=lambda step, path: self._sample(sampler, trainer, step, path),
         )
         if self.config.report_to != "none":
             accelerator.init_trackers("studio")
@@ -181,24 +191,20 @@ class Session:
         return {"status": status, "step": trainer.step, "artifact": str(artifact)}
 
     def _trainer(
-        self, run: Any, pictures: Pictures, reference: ModelRef, device: Device, accelerator: Accelerator
+        self, run: Any, pictures: Pictures, reference: ModelRef | None, device: Device, accelerator: Accelerator
     ) -> Trainer:
         """Load the model, encode what is learnt from, and build what learns."""
         made = method_class(self.name, self.config)
-        painter = Painter(self.library, device, self._class_folder(reference) / "blobs", self._should_stop)
-        with accelerator.main_process_first():
-            folder, root = self._class_folder(reference), self.settings.data_dir / "datasets"
-            beside = made.beside(self.config, folder, root, painter.draw)
-        painter.close()
+        beside = self._beside(made, reference, device, accelerator)
         dtype = torch.bfloat16 if made.half and self.config.mixed_precision == "bf16" else torch.float32
-        parts = load_parts(reference, device, dtype)
+        parts = load_parts(reference, device, dtype) if reference else Pixels(device)
         learns_words = getattr(self.config, "train_text_encoder", False) or made.reads_captions
 
         def build(config: TrainingConfig, shown: Pictures) -> Material:
             return Material(
                 config,
                 shown,
-                parts,
+                parts if isinstance(parts, Parts) else None,
                 cache_folder(self.settings.data_dir),
                 processes=accelerator.num_processes,
                 first=accelerator.is_main_process,
@@ -208,6 +214,8 @@ class Session:
 
         with accelerator.main_process_first():
             material = build(self.config, pictures)
+            if conditions := made.conditions(self.config, self.settings, device):
+                material.follow(conditions)
             if beside is not None:
                 apart = {"seed": (self.config.seed + 1) % SEED_MAX, "validation_size": 0, "masked_loss": False}
                 material.beside = build(self.config.model_copy(update=apart), beside)
@@ -218,20 +226,32 @@ class Session:
             self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
         )
 
+    def _beside(
+        self, made: type[Method], reference: ModelRef | None, device: Device, accelerator: Accelerator
+    ) -> Pictures | None:
+        """Return what the method wants to show beside the dataset, drawn by the model if need be."""
+        if reference is None:
+            return None
+        folder, root = self._class_folder(reference), self.settings.data_dir / "datasets"
+        painter = Painter(self.library, device, folder / "blobs", self._should_stop)
+        with accelerator.main_process_first():
+            beside = made.beside(self.config, folder, root, painter.draw)
+        painter.close()
+        return beside
+
     def _class_folder(self, reference: ModelRef) -> Path:
         """Return where pictures are drawn that a method wants beside the dataset's."""
         told = [reference.sha256, getattr(self.config, "class_prompt", ""), self.config.resolution[0]]
         name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
         return self.settings.data_dir / "cache" / "class" / name
 
-    def _facts(self, reference: ModelRef, pictures: Pictures) -> dict[str, str]:
+    def _facts(self, reference: ModelRef | None, pictures: Pictures) -> dict[str, str]:
         """Return what a result's file says of how it was made; read back by the library."""
         config = self.config
         return {
             "studio": VERSION,
             "method": self.name,
-            "base_model": reference.id,
-            "base_model_sha256": reference.sha256,
+            **({"base_model": reference.id, "base_model_sha256": reference.sha256} if reference else {}),
             "trigger_words": json.dumps([config.trigger_word] if config.trigger_word else []),
             "recommended_weight": f"{config.recommended_weight:g}",
             "pictures": str(len(pictures.examples)),
@@ -260,12 +280,16 @@ class Session:
         self._lease.enter_context(lease.held(self._should_stop))
         park(trainer, trainer.device)
 
-    def _sample(self, sampler: Sampler, method: Method, step: int, path: Path) -> None:
+    def _sample(self, sampler: Sampler, trainer: Trainer, step: int, path: Path) -> None:
         """Draw the samples; a sample that cannot be drawn is told and never ends a run."""
+        method, grid = trainer.method, self.folder.resolve() / "samples" / f"step-{step:06d}.png"
         try:
-            rows = sampler.prompts(self.config)
+            artifact = min((path / "weights").iterdir())  # of a LoRA and its embedding, NAME_emb, the LoRA
+            if method.draw(artifact, grid):
+                trainer.run.notice(f"samples of step {step} are in samples/{grid.name}")
+                return
+            rows = sampler.prompts(self.config, method.sample_rows)
             if rows:
-                artifact = min((path / "weights").iterdir())  # of a LoRA and its embedding, NAME_emb, the LoRA
                 sampler.draw(step, rows, artifact, method.request_of, method.embeddings_of(artifact))
         except StudioError as error:
             logger.warning("no samples after step %d: %s", step, error)
@@ -285,21 +309,25 @@ class Session:
         return (
             folder / made[0]
             if made
-            else next(path for path in folder.iterdir() if path.stem == self.config.output_name)
+            else next(
+                path for path in folder.iterdir() if path.name.removesuffix(".safetensors") == self.config.output_name
+            )
         )
 
     def _card(self, trainer: Trainer) -> str:
         config = self.config
         lines = [
             "---",
-            f"base_model: {config.model}",
+            *([f"base_model: {config.model}"] if config.model else []),
             "library_name: diffusers",
             f"tags: [{self.name}]",
             "---",
             "",
             f"# {config.output_name}",
             "",
-            f"Made with Studio {VERSION}, method `{self.name}`, in {trainer.step} steps from `{config.model}`.",
+            f"Made with Studio {VERSION}, method `{self.name}`, in {trainer.step} steps"
+            + (f" from `{config.model}`." if config.model else "."),
+            trainer.method.usage(),
         ]
         if config.trigger_word:
             lines.append(f"Trigger word: `{config.trigger_word}`.")
@@ -321,7 +349,7 @@ def park(trainer: Trainer, place: torch.device) -> None:
     if trainer.device.type != "cuda":
         return
     trainer.method.to(place)
-    for part in trainer.method.parts.pipe.components.values():
+    for part in trainer.method.parts.components.values():
         if isinstance(part, torch.nn.Module):
             part.to(place)
     trainer.average = [mean.to(place) for mean in trainer.average]

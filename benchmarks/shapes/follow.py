@@ -30,7 +30,9 @@ UNITS: dict[str, tuple[str, dict[str, Any]]] = {  # the request's field, and the
 }
 
 
-def followed(number: int, kind: str, folder: Path, *, on: bool = True) -> list[tuple[np.ndarray, np.ndarray, Scene]]:
+def followed(
+    number: int, kind: str, folder: Path, *, on: bool = True, model: str = ""
+) -> list[tuple[np.ndarray, np.ndarray, Scene]]:
     """Draw `number` pictures.
 
     Args:
@@ -38,6 +40,7 @@ def followed(number: int, kind: str, folder: Path, *, on: bool = True) -> list[t
         kind: key of `UNITS`.
         folder: for the control pictures.
         on: whether the unit works.
+        model: of the unit, a path (with a slash) or a name; "" is the shipped one.
 
     Returns:
         Control picture, drawn picture, and the scene of the control picture, for each.
@@ -48,7 +51,9 @@ def followed(number: int, kind: str, folder: Path, *, on: bool = True) -> list[t
         scene = placed_scene(rng)
         control = render(scene, rng)
         picture = product.picture(control)
-        given = unit | ({"images": [picture]} if kind == "ip" else {"image": picture})
+        given = (
+            unit | ({"model": model} if model else {}) | ({"images": [picture]} if kind == "ip" else {"image": picture})
+        )
         prompt = "" if kind == "ip" else plain_caption(replace(scene, size="", position=""))
         drawn = product.draw(prompt=prompt, seed=index, **({field: [given]} if on else {}))
         results.append((control, drawn, scene))
@@ -77,10 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unit", choices=list(UNITS), default="controlnet")
     parser.add_argument("--number", type=int, default=100)
+    parser.add_argument(
+        "--model", default="", help="another ControlNet: its folder, such as ./data/runs/NAME/final/trained"
+    )
     parser.add_argument("--sheet", type=Path, help="PNG: control picture, with, without")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        with_unit = followed(flags.number, flags.unit, Path(folder))
+        with_unit = followed(flags.number, flags.unit, Path(folder), model=flags.model)
         without = followed(flags.number, flags.unit, Path(folder), on=False)
     if flags.sheet:
         rows = [np.hstack([c, d, other[1]]) for (c, d, _), other in zip(with_unit[:12], without, strict=False)]

@@ -175,7 +175,7 @@ class Library:
         return tuple(made) if any(one != made[0] for one in made) else ()
 
     def with_files(self, request: GenerationRequest, folder: Path) -> GenerationRequest:
-        """Take in LoRA that a request names by their files, relative to a folder; elsewhere names are never paths."""
+        """Take in LoRA and ControlNets that a request names by their paths, relative to a folder; elsewhere names are never paths."""
         loras = []
         for lora in request.loras:
             path = folder / lora.name
@@ -183,7 +183,15 @@ class Library:
                 self.parts.add_file("lora", path.stem, path)
                 lora = lora.model_copy(update={"name": path.stem})
             loras.append(lora)
-        return request.model_copy(update={"loras": tuple(loras)})
+        controls = []
+        for unit in request.controls:
+            path = folder / unit.model
+            if "/" in unit.model and ((path / "config.json").is_file() or path.suffix == ".safetensors"):
+                name = path.name.removesuffix(".safetensors")
+                self.parts.add_file("controlnet", name, path)
+                unit = unit.model_copy(update={"model": name})
+            controls.append(unit)
+        return request.model_copy(update={"loras": tuple(loras), "controls": tuple(controls)})
 
     def with_loras(self, request: GenerationRequest) -> GenerationRequest:
         """Move what the prompt says of LoRA (`<lora:name:1>`) to the request's own list, under the names of the library.
