@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from studio.errors import InvalidRequest, shown
+from studio.store import writer
 from studio.store.datasets import Dataset, Example, find_dataset, read_dataset
 from trainers.conditions import Conditions
 from trainers.configs import Concept, TrainingConfig
@@ -80,7 +81,7 @@ class Pictures:
 
     @property
     def fingerprint(self) -> list[list[Any]]:
-        """What a resumed run compares: name, content, caption and repeats of each picture, and its mask's and condition's names."""
+        """What a resumed run compares: name, content, caption and repeats of each picture, with its mask and its condition."""
         return [
             [
                 e.path.name,
@@ -92,6 +93,11 @@ class Pictures:
             ]
             for e, caption, repeats in zip(self.examples, self.captions, self.repeats, strict=True)
         ]
+
+
+def beside_of(path: Path | None) -> list[str] | None:
+    """Return name and content of a picture that lies beside another."""
+    return None if path is None else [path.name, writer.file_sha256(path)]
 
 
 class Material:
