@@ -32,6 +32,8 @@ PURE = {
     "parts",
     "upscalers",
     "layouts",
+    "checkpoints",
+    "file_kinds",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),
