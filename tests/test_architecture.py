@@ -33,6 +33,7 @@ PURE = {
     "upscalers",
     "layouts",
     "checkpoints",
+    "sources",
     "file_kinds",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries

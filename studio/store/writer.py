@@ -21,13 +21,14 @@ MANIFEST = "manifest.json"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
-def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
+def write_file(path: Path, data: bytes, *, replace: bool = True, mode: int = 0o644) -> None:
     """Write a file so that a crash leaves the old content or the new one.
 
     Args:
         path: of the file; its folder is made.
         data: the whole content.
         replace: if False, an existing file is an error and is kept.
+        mode: who may read it, from the first byte on.
 
     Raises:
         FileExistsError: if the file exists and `replace` is False.
@@ -36,7 +37,7 @@ def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
     make_folder(path.parent)
     part = _part_name(path)
     try:
-        _write_synced(part, data)
+        _write_synced(part, data, mode)
         if replace:
             os.replace(part, path)
         else:
@@ -182,8 +183,8 @@ def _part_name(path: Path) -> Path:
     return path.with_name(f"{PART}{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
+def _write_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         _write_all(handle, data)
         os.fsync(handle)
