@@ -29,7 +29,7 @@ from tests.conftest import App, launch
 PROMPT = "a red circle on a blue background"
 PUBLIC = {
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
-    *("/preprocess", "/preprocessors", "/vae_check", "/adapters"),
+    *("/preprocess", "/preprocessors", "/vae_check", "/adapters", "/download", "/downloads"),
 }
 
 

@@ -33,6 +33,7 @@ PURE = {
     "upscalers",
     "layouts",
     "checkpoints",
+    "recommended",
     "sources",
     "file_kinds",
 }

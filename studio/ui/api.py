@@ -21,6 +21,7 @@ from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
+from studio.ui.models_api import ModelsApi
 from studio.ui.services import Services
 from studio.ui.upscale_panel import enlarging
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
@@ -37,6 +38,7 @@ class Api:
 
     def register(self) -> None:
         """Add all endpoints to the Blocks that is being built."""
+        models = ModelsApi(self._services)
         for function in (
             self.txt2img,
             self.img2img,
@@ -45,7 +47,9 @@ class Api:
             self.preprocessors,
             self.vae_check,
             self.upscale,
-            self.models,
+            models.models,
+            models.download,
+            models.downloads,
             self.adapters,
             self.schedulers,
             self.gallery,
@@ -306,15 +310,6 @@ class Api:
         owner = self._services.owner(request.headers if request else {}) if self._services.public else None
         self._services.dispatcher.cancel(job, owner)
         return self.job(job)
-
-    def models(self) -> list[dict[str, Any]]:
-        """List the models that can be used, with their default settings."""
-        models = self._services.library.models()
-        return [
-            {"id": m.id, "title": m.title, "family": m.family, "bytes": m.bytes, "defaults": m.defaults}
-            for m in models
-            if not m.problem
-        ]
 
     def adapters(self) -> list[dict[str, Any]]:
         """List the LoRA that can be used: `id` is what `loras` names; `trigger_words`, `rank` … are what their files say."""

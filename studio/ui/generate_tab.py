@@ -15,6 +15,7 @@ from studio.parts import OWN_VAE
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.store.library import unknown_words
+from studio.store.models import Model
 from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of, from_page, to_page
 from studio.ui.image_panel import ImagePanel, start_of
@@ -123,6 +124,9 @@ class GenerateTab:
                 button.click(
                     None, outputs=[self.controls["prompt"]], js=f"() => {json.dumps(example)}", api_visibility="private"
                 )
+        with gr.Row(elem_id="st-model-asks"):
+            made["asks"] = gr.Markdown(asks(self._model), elem_classes="st-quiet")
+            made["reset"] = gr.Button(TEXT["model.reset"], size="sm", scale=0, min_width=230, elem_id="st-model-reset")
         self.controls |= self.image.build(values)
         self.loras.build(self._model.id)
         self.control.build(self._model.id)
@@ -171,6 +175,13 @@ class GenerateTab:
             return "{}"
         return json.dumps(greyed(model.family, model.kind))
 
+    def asks(self, model_id: str) -> str:
+        """Say what a model changes in the form when it is chosen."""
+        try:
+            return asks(self._services.library.get(model_id))
+        except StudioError as error:
+            return html.escape(str(error))
+
     def _upscalers(self) -> list[tuple[str, str]]:
         return upscaler_choices(self._services.library, drawing=True)
 
@@ -180,7 +191,8 @@ class GenerateTab:
         model, vae = controls["model"], controls["vae"]
         names = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "sigmas")
         usual = [*(controls[name] for name in names), made["demo"], made["examples"]]
-        model.input(self.use_model, [model], usual, **private)
+        gr.on([model.input, made["reset"].click], self.use_model, [model], usual, **private)
+        gr.on([model.change, page.load], self.asks, [model], [made["asks"]], **private)
         model.change(self.control.use_model, [model, *self.control.models], self.control.targets, **private)
         page.load(self.control.offer, [model], self.control.targets, **private)
         self.loras.bind(page, model, controls["prompt"])
@@ -365,6 +377,11 @@ class GenerateTab:
         images, notes = self.image.shown(values if pictures else {})
         units, more = self.control.shown(values if pictures else {})
         return [*updates, *images, *units, *rows], [*lost, *notes, *more, *missing]
+
+
+def asks(model: Model) -> str:
+    """Say what a model changes in the form when it is chosen."""
+    return TEXT["model.asks"].format(title=html.escape(model.title), **model.defaults)
 
 
 def usual() -> dict[str, dict[str, Any]]:
