@@ -145,7 +145,15 @@ def _watch(files: Path, total: int, stop: threading.Event) -> None:
 
 def hub_plan(source: Source, models: Path) -> Plan:
     """Ask the Hub, or its mirror, what a repository holds."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import (
+        HfApi,
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.utils import build_hf_headers
 
     with telling(source.name, constants.ENDPOINT):
         info = HfApi().model_info(source.name, revision=source.revision, files_metadata=True)
@@ -160,10 +168,20 @@ def hub_plan(source: Source, models: Path) -> Plan:
 
     def fetch(file: str, folder: Path) -> None:
         with telling(source.name, constants.ENDPOINT):
-            path = Path(hf_hub_download(source.name, file, revision=info.sha, local_dir=folder))
-        if single and path != folder / file:
-            writer.move(path, folder / file)
+            cached = try_to_load_from_cache(source.name, file, revision=info.sha)
+            if isinstance(cached, str):
+                writer.make_folder((folder / file).parent)
+                shutil.copyfile(cached, folder / file)
+            elif file in hashes:  # the client of 2.4 begins anew in a new process, and a large file must not
+                url = hf_hub_url(source.name, file, revision=info.sha)
+                get_hf_file_metadata(url)
+                fetch_file(url, folder / file, hashes[file], build_hf_headers(), _check_hub)
+            else:
+                hf_hub_download(source.name, file, revision=info.sha, local_dir=folder)
 
+    if info.gated:  # what a repository holds is told to everybody, its files are not
+        with telling(source.name, constants.ENDPOINT):
+            get_hf_file_metadata(hf_hub_url(source.name, next(iter(files)), revision=info.sha))
     return Plan(models / "checkpoints" / name, files, hashes, about, fetch)
 
 
@@ -179,6 +197,7 @@ class telling:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         from huggingface_hub import errors
 
+        client_error: Any = errors.HfHubHTTPError.__bases__[0]  # of whichever HTTP library the client is built on
         page = f"{self.endpoint}/{self.repo}"
         if isinstance(error, errors.GatedRepoError):
             raise StudioError(
@@ -201,9 +220,7 @@ class telling:
             raise StudioError(f"{self.endpoint} answered with an error ({status}); try again later") from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             return
-        if isinstance(
-            error, httpx.HTTPError | errors.LocalEntryNotFoundError | ConnectionError | TimeoutError | OSError
-        ):
+        if isinstance(error, client_error | OSError):
             raise StudioError(_no_network(self.endpoint)) from error
 
 
@@ -243,7 +260,7 @@ def civitai_plan(source: Source, models: Path) -> Plan:
     size = int(float(file.get("sizeKB") or 0) * 1024)
 
     def fetch(_: str, folder: Path) -> None:
-        civitai_file(url, folder / name, sha256)
+        fetch_file(url, folder / name, sha256, civitai_headers(), _check_status)
 
     return Plan(models / CIVITAI_FOLDERS[model["type"]] / name, {name: size}, {name: sha256}, about, fetch)
 
@@ -280,17 +297,31 @@ def _check_status(status: int, url: str) -> None:
         raise StudioError(f"Civitai answered with an error ({status}); try again later")
 
 
-def civitai_file(url: str, path: Path, sha256: str) -> None:
-    """Fetch a file, going on where an earlier try ended."""
+def _check_hub(status: int, url: str) -> None:
+    if status >= 400:
+        raise StudioError(f"{url} answered with an error ({status}); try again later")
+
+
+def fetch_file(url: str, path: Path, sha256: str, headers: dict[str, str], check: Callable[[int, str], None]) -> None:
+    """Fetch a file, going on where an earlier process ended.
+
+    Args:
+        url: of the file; a login is not sent on to another host.
+        path: where it shall be.
+        sha256: that it must have.
+        headers: of the request.
+        check: raises for a status that is an error.
+    """
+    writer.make_folder(path.parent)
     if path.is_file() and writer.file_sha256(path) == sha256:
         return
     part = path.with_name(f"{path.name}.incomplete")
     have = part.stat().st_size if part.is_file() else 0
-    headers = civitai_headers() | ({"Range": f"bytes={have}-"} if have else {})
+    headers = headers | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with httpx.stream("GET", url, headers=headers, timeout=60, follow_redirects=True) as answer:
             if answer.status_code != 416:  # everything is there already
-                _check_status(answer.status_code, url)
+                check(answer.status_code, url)
                 _append(part, answer.iter_bytes(CHUNK), again=have > 0 and answer.status_code == 206)
     except httpx.HTTPError as error:
         raise StudioError(_no_network(url.partition("/api/")[0])) from error
