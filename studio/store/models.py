@@ -130,6 +130,7 @@ def read_model(name: str, folder: Path) -> Model:
         family = facts.get("family", detected)
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
+        check_parts(folder, index)
         check_weights(folder, index)
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
         noise = _noise(family, scheduler)
@@ -191,6 +192,76 @@ def _noise(family: str, scheduler: str) -> str:
     return noise
 
 
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def check_parts(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse what would need code of its own, what lacks a part, and what says two things.
+
+    Raises:
+        ModelError: naming the file and the way out.
+    """
+    own = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py")]
+    for part, made in index.items():
+        if part.startswith("_") or not isinstance(made, list) or len(made) != 2 or made[0] is None:
+            continue
+        library, class_name = made
+        if library not in LIBRARIES:
+            raise ModelError(
+                f"{part} is made by code of the model's own ({library}{', in ' + own[0] if own else ''}), which is never run; "
+                "choose a model of diffusers' own classes"
+            )
+        if part in OPTIONAL_PARTS:
+            continue
+        if not (folder / part).is_dir():
+            raise ModelError(f"{part} is missing, which model_index.json names; copy the model folder again")
+        if not (folder / part / "config.json").is_file():
+            if library == "diffusers" and part != "scheduler":
+                raise ModelError(f"{part}/config.json is missing; copy the model folder again")
+            continue
+        config = read_json(folder / part / "config.json")
+        if "auto_map" in config:
+            raise ModelError(f"{part}/config.json asks for code of the model's own (auto_map), which is never run")
+        if library == "diffusers" and config.get("_class_name") not in (None, class_name):
+            raise ModelError(
+                f"{part}/config.json is of {config['_class_name']!r} and model_index.json says {class_name!r}; "
+                "copy the model folder again"
+            )
+    _check_links(folder)
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links to elsewhere, but for those of the Hub's cache, whose snapshots link to its blobs.
+
+    Raises:
+        ModelError: naming the link.
+    """
+    home = folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(one) for one in homes):
+            name = path.relative_to(folder).as_posix()
+            raise ModelError(f"{name} is a link to a place outside of the model's folder; copy the file itself there")
+
+
+def _check_shards(part: Path) -> None:
+    """Refuse an index of shards that names a file that is not there.
+
+    Raises:
+        ModelError: naming the index and the file.
+    """
+    for index in sorted(part.glob("*.safetensors.index.json")):
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ModelError(f"{part.name}/{index.name} names no files; copy the model folder again")
+        for name in sorted(set(names.values())):
+            if Path(name).name != name or not (part / name).is_file():
+                raise ModelError(
+                    f"{part.name}/{index.name} names {name}, which is missing; copy the model folder again"
+                )
+
+
 def check_weights(folder: Path, index: dict[str, Any]) -> None:
     """Refuse pickles and damaged files, judged by content.
 
@@ -205,7 +276,8 @@ def check_weights(folder: Path, index: dict[str, Any]) -> None:
             or not (folder / part / "config.json").is_file()
         ):
             continue
-        files = [path for path in (folder / part).iterdir() if path.suffix.lower() in WEIGHTS]
+        _check_shards(folder / part)
+        files = [path for path in (folder / part).iterdir() if path.suffix.lower() in WEIGHTS and path.is_file()]
         safe = [path for path in files if path.suffix == ".safetensors"]
         if not safe and files:
             raise ModelError(
