@@ -79,7 +79,7 @@ TEXT = {
     "empty": "Your picture appears here, step by step, and is saved.",
     "demo": (
         "**This is the demo model**: it draws coloured shapes and needs no download. Try one of the examples below. "
-        "For photos or art, put a model in diffusers' folder format into `{folder}` and choose it above."
+        "For photos or art, get one in **Models**, or put yours into `{folder}`, and choose it above."
     ),
     "unknown": "This model does not know: {words}. It draws colours, shapes, sizes, positions and counts.",
     "negative.ignored": "The negative prompt is ignored because CFG Scale is 1.",
