@@ -17,10 +17,12 @@ from studio.errors import StudioError
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
 from studio.store.blobs import limit_pillow
+from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore
 from studio.store.library import Library
+from studio.store.tokens import Tokens
 from studio.ui.guard import Policy, gradio_environment, make_login, policy_for
 
 if TYPE_CHECKING:
@@ -163,6 +165,8 @@ class Studio:
         self.dispatcher.start(settings.model)
         self.plotter = Plotter(self.dispatcher, self.gallery, PlotStore(settings.data_dir / "plots"))
         self.plotter.start()
+        self.tokens = Tokens(settings.data_dir / "tokens.json")
+        self.downloads = Downloads(settings.data_dir, self.tokens)
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -180,7 +184,9 @@ class Studio:
     def services(self) -> "Services":
         from studio.ui.services import Services
 
-        return Services(self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library)
+        return Services(
+            self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens
+        )  # fmt: skip
 
     def launch(self, *, block: bool) -> Any:
         """Build the page and serve it; returns the Gradio app.
@@ -243,6 +249,7 @@ class Studio:
 
     def close(self) -> None:
         """End the worker; what was running is queued again at the next start."""
+        self.downloads.close()
         self.plotter.close()
         self.dispatcher.close()
         self.database.close()

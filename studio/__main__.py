@@ -1,4 +1,4 @@
-"""The command line: `python -m studio generate|xyz|replay|models|schedulers|families|reindex|prompt-report|convert|merge|doctor`."""
+"""The command line: `python -m studio generate|xyz|replay|models|families|prompt-report|convert|merge|download|doctor|…`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -16,6 +16,7 @@ from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
 from studio.lease import DeviceLease, FolderLock
 from studio.merge_command import add_merge_flags, merge
+from studio.model_commands import add_download_flags, download, models, show
 from studio.plot_command import add_flags
 from studio.prompt_command import add_flags as prompt_flags
 from studio.schedulers import SCHEDULERS
@@ -76,6 +77,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
     add_merge_flags(commands)
+    add_download_flags(
+        commands.add_parser("download", help="get a model from the Hugging Face Hub, its mirror, or Civitai")
+    )
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine and how to mend it")
     doctor.add_argument("--json", action="store_true")
     doctor.add_argument(
@@ -243,31 +247,6 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
     return DIFFERENT if pixels else DONE
 
 
-def show(rows: list[dict[str, Any]], as_json: bool) -> int:
-    """Print a table, or JSON."""
-    if as_json:
-        print(json.dumps(rows, indent=1, default=str))
-        return DONE
-    for row in rows:
-        print(
-            "  ".join(
-                f"{', '.join(value) if isinstance(value, (list, tuple)) else value}"
-                for value in row.values()
-                if value not in ("", None)
-            )
-        )
-    return DONE
-
-
-def models(settings: Settings, flags: argparse.Namespace) -> int:
-    """`models`: every model of the library, usable or not."""
-    found = Library(settings.model_folders).models()
-    return show(
-        [{"id": m.id, "title": m.title, "family": m.family, "path": str(m.path), "problem": m.problem} for m in found],
-        flags.json,
-    )
-
-
 def adapters(settings: Settings, flags: argparse.Namespace) -> int:
     """`adapters`: every LoRA and embedding, what it fits and what its file says."""
     from studio.store.embeddings import embedding_rows
@@ -358,6 +337,7 @@ COMMANDS = {
         prompt_report,
         convert,
         merge,
+        download,
         doctor,
     )
 }
@@ -366,7 +346,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 1 failed, 2 invalid, 3 not identical, 130 interrupted."""
     flags = parse_flags(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if flags.command != "download":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
     limit_pillow()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

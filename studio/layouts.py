@@ -217,26 +217,40 @@ def controlnet_config(shapes: Shapes) -> dict[str, Any]:
     Raises:
         ValueError: if it is no ControlNet that reads the text.
     """
-    levels, layers, steps = 0, 0, 1
-    while f"down_blocks.{levels}.resnets.0.conv1.weight" in shapes:
-        levels += 1
-    while f"down_blocks.0.resnets.{layers}.conv1.weight" in shapes:
-        layers += 1
-    embedding = "controlnet_cond_embedding."
+    steps, embedding = 1, "controlnet_cond_embedding."
     widths = [shapes[f"{embedding}conv_in.weight"][0]]
     while f"{embedding}blocks.{steps}.weight" in shapes:
         widths.append(shapes[f"{embedding}blocks.{steps}.weight"][0])
         steps += 2
+    told = {
+        "conditioning_channels": shapes[f"{embedding}conv_in.weight"][1],
+        "conditioning_embedding_out_channels": widths,
+    }
+    try:
+        return told | downward_config(shapes)
+    except ValueError:
+        raise ValueError("it is no ControlNet that reads the text; copy a ControlNet's file") from None
+
+
+def downward_config(shapes: Shapes) -> dict[str, Any]:
+    """Return what shapes, under diffusers' names, tell of a UNet's way down and its middle.
+
+    Raises:
+        ValueError: if no layer of it reads the text.
+    """
+    levels, layers = 0, 0
+    while f"down_blocks.{levels}.resnets.0.conv1.weight" in shapes:
+        levels += 1
+    while f"down_blocks.0.resnets.{layers}.conv1.weight" in shapes:
+        layers += 1
     context = next((shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")), None)
     inner = next((shape for name, shape in shapes.items() if name.endswith(".attentions.0.proj_in.weight")), None)
     if not levels or context is None or inner is None:
-        raise ValueError("it is no ControlNet that reads the text; copy a ControlNet's file")
+        raise ValueError("it holds no denoiser that reads the text")
     middle = _depth(shapes, "mid_block")
     depths = [_depth(shapes, f"down_blocks.{level}") for level in range(levels)]
     config: dict[str, Any] = {
         "in_channels": shapes["conv_in.weight"][1],
-        "conditioning_channels": shapes[f"{embedding}conv_in.weight"][1],
-        "conditioning_embedding_out_channels": widths,
         "block_out_channels": [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)],
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
@@ -249,6 +263,18 @@ def controlnet_config(shapes: Shapes) -> dict[str, Any]:
         width = shapes["add_embedding.linear_1.weight"][1]
         config |= {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": width}
     return config
+
+
+def unet_config(shapes: Shapes) -> dict[str, Any]:
+    """Return UNet2DConditionModel's configuration as far as shapes, under latent-diffusion's names, tell it.
+
+    Raises:
+        ValueError: if no layer of it reads the text.
+    """
+    prefixes = _control_prefixes(set(shapes))
+    config = downward_config({_control_name(name, prefixes): shape for name, shape in shapes.items()})
+    ups = ["CrossAttnUpBlock2D" if "CrossAttn" in name else "UpBlock2D" for name in config["down_block_types"]]
+    return config | {"up_block_types": ups[::-1], "out_channels": shapes["out.2.weight"][0]}
 
 
 def _depth(shapes: Shapes, block: str) -> int:

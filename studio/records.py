@@ -10,13 +10,15 @@ class ModelRef(Frozen):
 
     Attributes:
         id: name in the library.
-        path: folder with `model_index.json`.
+        path: folder with `model_index.json`, or a file that holds a whole model.
         family: key of `families.FAMILIES`.
         sha256: of its files' names and contents.
         noise: `diffusion`, `edm`, `flow` or `flow-solver`: which schedulers can work.
         kind: `""`, or a key of `ModelFamily.kinds` for a model that can do less: `inpaint`, `depth`, `refiner`.
         latent_rgb: (C + 1, 3) linear map from latents to colour for previews, or () for the family's.
         refiner: the model that draws the last steps, if the request names one.
+        prediction: what a person says that a file was trained to predict, "" if the file is to say it.
+        donor: the diffusers folder that gives a file what it does not hold: a tokenizer, text encoders, an autoencoder.
     """
 
     id: str
@@ -28,6 +30,13 @@ class ModelRef(Frozen):
     kind: str = ""
     latent_rgb: tuple[tuple[float, float, float], ...] = ()
     refiner: "ModelRef | None" = None
+    prediction: str = ""
+    donor: "ModelRef | None" = None
+
+    @property
+    def weights(self) -> str:
+        """What tells this model's weights from any other's."""
+        return " ".join([self.sha256, self.prediction, self.donor.sha256 if self.donor else ""]).rstrip()
 
 
 class PartRef(Frozen):

@@ -11,6 +11,8 @@ from studio.fields import Frozen
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
+CLIP_VOCABULARY = ROOT / "presets" / "tokenizers" / "clip"
+CLIP_WORDS = 49_408
 
 
 def default_threads() -> int:

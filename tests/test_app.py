@@ -30,7 +30,16 @@ PROMPT = "a red circle on a blue background"
 PUBLIC = {
     "/merge",
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
-    *("/preprocess", "/preprocessors", "/vae_check", "/adapters", "/styles", "/prompt_report"),
+    *(
+        "/preprocess",
+        "/preprocessors",
+        "/vae_check",
+        "/adapters",
+        "/styles",
+        "/prompt_report",
+        "/download",
+        "/downloads",
+    ),
 }
 
 

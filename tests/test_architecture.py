@@ -42,6 +42,10 @@ PURE = {
     "parts",
     "upscalers",
     "layouts",
+    "checkpoints",
+    "recommended",
+    "sources",
+    "file_kinds",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),

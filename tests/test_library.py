@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,50 @@ def cut(model: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def custom_code(model: Path) -> None:
+    edit_json(model / "model_index.json", unet=["my_unet", "MyUNet"])
+    (model / "my_unet.py").write_text(f"open({str(model / 'executed')!r}, 'w')")
+
+
+def link_out(model: Path) -> None:
+    file = next((model / "vae").glob("*.safetensors"))
+    (model.parent / "outside").mkdir()
+    shutil.move(file, model.parent / "outside" / "weights")
+    file.symlink_to(model.parent / "outside" / "weights")
+
+
+def shard(model: Path, *names: str) -> Path:
+    file = next((model / "vae").glob("*.safetensors"))
+    index = {"metadata": {}, "weight_map": {str(place): name for place, name in enumerate(names)}}
+    (model / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return file.rename(model / "vae" / "a.safetensors")
+
+
+def shard_missing(model: Path) -> None:
+    shard(model, "a.safetensors", "b.safetensors")
+
+
+def shard_outside(model: Path) -> None:
+    (model.parent / "secret").write_text("x")
+    shard(model, "../../secret", "a.safetensors")
+
+
+def shard_cut(model: Path) -> None:
+    file = shard(model, "a.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def weights_are_a_folder(model: Path) -> None:
+    file = next((model / "vae").glob("*.safetensors"))
+    file.unlink()
+    file.mkdir()
+
+
+def header(content: dict[str, object]) -> Callable[[Path], object]:
+    text = json.dumps(content).encode()
+    return lambda m: next((m / "vae").glob("*.safetensors")).write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (to_pickle, "is a pickle, which can run code; get the model as .safetensors"),
     "pickle in disguise": (disguised_pickle, "is no safetensors file"),
@@ -64,7 +109,54 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: [edit_json(m / "unet" / "config.json", in_channels=5), (m / "studio.yaml").unlink()],
         "5 input channels",
     ),
-    "no scheduler": (lambda m: shutil.rmtree(m / "scheduler"), "scheduler/scheduler_config.json is missing"),
+    "no scheduler": (lambda m: shutil.rmtree(m / "scheduler"), "scheduler is missing, which model_index.json names"),
+    "a part is missing": (
+        lambda m: shutil.rmtree(m / "text_encoder"),
+        "text_encoder is missing, which model_index.json names",
+    ),
+    "a tokenizer is missing": (
+        lambda m: shutil.rmtree(m / "tokenizer"),
+        "tokenizer is missing, which model_index.json names",
+    ),
+    "no config": (lambda m: (m / "vae" / "config.json").unlink(), "vae/config.json is missing"),
+    "a config is a list": (
+        lambda m: (m / "vae" / "config.json").write_text("[1]"),
+        "vae/config.json is no JSON object",
+    ),
+    "deep JSON": (
+        lambda m: (m / "unet" / "config.json").write_text("[" * 100_000),
+        "unet/config.json is no valid JSON",
+    ),
+    "another class": (
+        lambda m: edit_json(m / "vae" / "config.json", _class_name="AutoencoderTiny"),
+        "vae/config.json is of 'AutoencoderTiny' and model_index.json says 'AutoencoderKL'",
+    ),
+    "custom code": (
+        custom_code,
+        "unet is made by code of the model's own (my_unet, in my_unet.py), which is never run",
+    ),
+    "custom code by name": (
+        lambda m: edit_json(m / "text_encoder" / "config.json", auto_map={"AutoModel": "evil.Model"}),
+        "text_encoder/config.json asks for code of the model's own (auto_map)",
+    ),
+    "a link to elsewhere": (link_out, "is a link to a place outside of the model's folder; copy the file itself"),
+    "a shard is missing": (shard_missing, "names b.safetensors, which is missing; copy the model folder again"),
+    "a shard's path": (shard_outside, "names ../../secret, which is missing"),
+    "a shard is cut": (shard_cut, "vae/a.safetensors is cut off"),
+    "a huge header": (
+        lambda m: next((m / "vae").glob("*.safetensors")).write_bytes(struct.pack("<Q", 2**62) + b"{}"),
+        "is no safetensors file",
+    ),
+    "a header without places": (header({"x": {"dtype": "F32", "shape": [1]}}), "has a damaged header"),
+    "a negative side": (
+        header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
+        "has a damaged header",
+    ),
+    "weights are a folder": (weights_are_a_folder, "vae has no weights"),
+    "a saved web page": (
+        lambda m: next((m / "vae").glob("*.safetensors")).write_bytes(b"<!DOCTYPE html><html>Log in</html>"),
+        "a page that was saved instead?",
+    ),
     "yaml code": (
         lambda m: (m / "studio.yaml").write_text("!!python/object/apply:os.system ['true']"),
         "studio.yaml cannot be read",

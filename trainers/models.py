@@ -2,7 +2,7 @@
 
 import gc
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def load_parts(reference: ModelRef, device: Device, dtype: torch.dtype) -> Parts
         ModelError: if it cannot be loaded.
         InvalidRequest: if its denoiser cannot be trained.
     """
-    pipe = load_pipeline(reference, device.place, dtype)
+    pipe = load_pipeline(reference, replace(device, dtype=dtype))
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from studio.engine.checkpoints import load_checkpoint
 from studio.engine.codecs import channels_of
 from studio.engine.devices import Device
 from studio.engine.latents import denoiser
@@ -86,7 +87,7 @@ class PipelineManager:
 
     def vae(self, model: ModelRef) -> Any:
         """Return a model's autoencoder; if the model is not in memory, only that is loaded."""
-        if model.sha256 in self._loaded:
+        if model.weights in self._loaded or Path(model.path).is_file():
             return self._weights(model).base.vae
         index = json.loads((Path(model.path) / "model_index.json").read_text(encoding="utf-8"))
         vae_class = getattr(importlib.import_module("diffusers"), index["vae"][1])
@@ -119,13 +120,13 @@ class PipelineManager:
         return loaded.pipes[key]
 
     def _weights(self, model: ModelRef) -> Loaded:
-        if model.sha256 not in self._loaded:
+        if model.weights not in self._loaded:
             while len(self._loaded) >= KEPT:
                 self._loaded.popitem(last=False)
                 self.collect()
-            self._loaded[model.sha256] = Loaded(self._with_room(model))
-        self._loaded.move_to_end(model.sha256)
-        return self._loaded[model.sha256]
+            self._loaded[model.weights] = Loaded(self._with_room(model))
+        self._loaded.move_to_end(model.weights)
+        return self._loaded[model.weights]
 
     def _with_room(self, model: ModelRef) -> Any:
         """Load a model; if it does not fit beside the others, without them."""
@@ -139,7 +140,7 @@ class PipelineManager:
         raise AssertionError
 
     def _load(self, model: ModelRef) -> Any:
-        return load_pipeline(model, self.device.place, self.device.dtype)
+        return load_pipeline(model, self.device)
 
     def unload(self) -> None:
         """Free all weights."""
@@ -153,7 +154,7 @@ class PipelineManager:
             torch.cuda.empty_cache()
 
 
-def load_pipeline(model: ModelRef, place: torch.device, dtype: torch.dtype) -> Any:
+def load_pipeline(model: ModelRef, device: Device) -> Any:
     """Load a model's usual pipeline with all its weights.
 
     Raises:
@@ -164,22 +165,25 @@ def load_pipeline(model: ModelRef, place: torch.device, dtype: torch.dtype) -> A
     quiet_libraries()
     class_name = next(iter(pipelines_of(model.family, model.kind).values()))
     pipeline_class = getattr(importlib.import_module("diffusers"), class_name)
+    single = Path(model.path).is_file()
     try:
+        if single:
+            return load_checkpoint(model, pipeline_class, device)
         pipe = pipeline_class.from_pretrained(
             model.path,
-            dtype=dtype,
+            dtype=device.dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             **FAMILIES[model.family].load_options,
         )
-        pipe.to(place)
+        pipe.to(device.place)
         denoiser(pipe).register_to_config(**FAMILIES[model.family].denoiser_config)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise ModelError(
-            f"model={model.id!r} could not be loaded: {first_line(error)}; copy the model folder again"
+            f"model={model.id!r} could not be loaded: {first_line(error)}; copy the model {'file' if single else 'folder'} again"
         ) from error
     return pipe
 

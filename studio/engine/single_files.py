@@ -50,14 +50,23 @@ def load_vae_file(path: Path, device: Device, own: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: if it is something else.
     """
-    found = load_file(path)
+    state = vae_state(load_file(path))
+    config = vae_config({name: tensor.shape for name, tensor in state.items()})
+    network = importlib.import_module("diffusers").AutoencoderKL
+    return built(network, config | dict(own), state, device)
+
+
+def vae_state(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an autoencoder's weights under diffusers' names.
+
+    Raises:
+        ValueError: if they are something else's.
+    """
     state = {new: found[old] for old, new in vae_names(found).items()}
     for name, tensor in state.items():
         if ".attentions." in name and tensor.ndim == 4:  # latent-diffusion's are convolutions of one pixel
             state[name] = tensor[:, :, 0, 0]
-    config = vae_config({name: tensor.shape for name, tensor in state.items()})
-    network = importlib.import_module("diffusers").AutoencoderKL
-    return built(network, config | dict(own), state, device)
+    return state
 
 
 def load_controlnet_file(path: Path, device: Device, own: Mapping[str, Any]) -> Any:

@@ -1,46 +1,24 @@
 """Models on disk: what is in the model folders, whether it is safe and whole, and what it is. Reads headers only, no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from studio.errors import InvalidRequest, ModelError, StudioError
-from studio.families import FAMILIES, defaults_of, detect_family
+from studio.errors import InvalidRequest
+from studio.families import FAMILIES
 from studio.fitting import check_refiner, check_request, task_problem, usable
 from studio.loras import take_tags
-from studio.parts import shape_of
 from studio.records import Expansion, Job, ModelRef, PartRef, Template
-from studio.schedulers import SCHEDULERS, canonical, noise_kind, scheduler_problem
+from studio.schedulers import scheduler_problem
 from studio.spec import SEED_MAX, GenerationRequest, parse_request
+from studio.store.checkpoints import ENDINGS, model_files
+from studio.store.facts import facts_file
 from studio.store.hashes import Hashes
-from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_problem
 from studio.store.index import Database
 from studio.store.jobs import new_job_id
+from studio.store.models import Model, can_give, folder_files, model_indexes, needs_donor, read_model
 from studio.store.parts import PartLibrary
 from studio.store.texts import TextLibrary
-
-WEIGHTS = (".safetensors", *PICKLES)
-DEPTH = 3
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model folder. `problem` says in one sentence why it cannot be used, "" if it can."""
-
-    id: str
-    path: Path
-    title: str
-    family: str = ""
-    noise: str = "diffusion"
-    kind: str = ""
-    shape: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    latent_rgb: tuple = ()
-    words: frozenset[str] = frozenset()
-    bytes: int = 0
-    problem: str = ""
 
 
 class Library:
@@ -63,10 +41,13 @@ class Library:
         """List all models, usable or not; new folders appear without a restart."""
         found: dict[str, Model] = {}
         for folder in self.folders:
-            for index in sorted(_model_indexes(folder)):
+            for index in sorted(model_indexes(folder)):
                 name = index.parent.relative_to(folder).as_posix()
                 found.setdefault(name, self._read(name, index.parent))
-        return list(found.values())
+            for path in model_files(folder):
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                found.setdefault(name, self._read(name, path))
+        return [self._whole(model) for model in found.values()]
 
     def get(self, model_id: str, field: str = "model") -> Model:
         """Find a usable model by its id; `field` is the request's, for messages.
@@ -78,18 +59,45 @@ class Library:
             path = folder / model_id
             if (path / "model_index.json").is_file():
                 return _usable(self._read(model_id, path), field)
+            if file := next((one for end in ENDINGS if (one := path.with_name(path.name + end)).is_file()), None):
+                return _usable(self._whole(self._read(model_id, file)), field)
         names = ", ".join(model.id for model in self.models() if not model.problem) or "none"
         raise InvalidRequest(
             field,
-            f"{field}={model_id!r} is not in the library; there is: {names}; put diffusers folders into {self.folders[-1]}",
+            f"{field}={model_id!r} is not in the library; there is: {names}; "
+            f"put diffusers folders or .safetensors files into {self.folders[-1]}",
         )
 
     def _read(self, name: str, folder: Path) -> Model:
         """Read a model, or remember it if no file of it changed."""
-        facts = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(folder.rglob("*.*"))]
+        files = [folder, facts_file(folder)] if folder.is_file() else sorted(folder.rglob("*.*"))
+        facts = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files if path.exists()]
         if folder not in self._known or self._known[folder][0] != facts:
             self._known[folder] = facts, read_model(name, folder)
         return self._known[folder][1]
+
+    def _whole(self, model: Model) -> Model:
+        """Say of a file that lacks something, and for which no other model has it, what to get."""
+        if model.problem or not model.single or not needs_donor(model) or self._donor(model):
+            return model
+        what = " and ".join(model.lacks) or f"a vocabulary of {max(model.words_known.values()):,} words"
+        title = FAMILIES[model.family].title
+        problem = (
+            f"the file lacks {what}; put any {title} model in diffusers' folder format into {self.folders[-1]}, "
+            "from which they are taken"
+        )
+        if model.parts_from:
+            problem = f"parts_from={model.parts_from!r} is no {title} model in diffusers' folder format that has {what}"
+        return replace(model, problem=problem)
+
+    def _donor(self, model: Model) -> Model | None:
+        """Find the diffusers folder that gives a file what it lacks."""
+        for folder in self.folders:
+            for index in sorted(model_indexes(folder)):
+                name = index.parent.relative_to(folder).as_posix()
+                if model.parts_from in ("", name) and can_give(other := self._read(name, index.parent), model):
+                    return other
+        return None
 
     def reference(self, model: Model, refiner: str | None = None) -> ModelRef:
         """Describe a model for a job, with the hash of its content, and its refiner's if it has one.
@@ -100,17 +108,26 @@ class Library:
         second = self.get(refiner, "refiner") if refiner else None
         if second:
             check_refiner(model.family, model.noise, (second.family, second.kind, second.noise))
+        donor = self._donor(model) if model.single and needs_donor(model) else None
         return ModelRef(
             id=model.id,
             path=str(model.path),
             title=model.title,
             family=model.family,
-            sha256=self._hashes.of_folder(model.path, _model_files(model.path)),
+            sha256=self.sha256(model),
+            prediction=model.override,
+            donor=self.reference(donor) if donor else None,
             noise=model.noise,
             kind=model.kind,
             latent_rgb=model.latent_rgb,
             refiner=self.reference(second) if second else None,
         )
+
+    def sha256(self, model: Model) -> str:
+        """Return the hash of a model: a file's own, as other tools name it, or that of a folder's names and contents."""
+        if model.single:
+            return self._hashes.of_file(model.path)
+        return self._hashes.of_folder(model.path, folder_files(model.path))
 
     def resolve(
         self, request: GenerationRequest, seed: int, size: tuple[int, int] | None = None
@@ -250,134 +267,6 @@ def _is_name(model_id: str) -> bool:
     """Whether an id can be the name of a folder below a model folder, and of no other place."""
     parts = PurePosixPath(model_id).parts
     return bool(parts) and not {"..", "/"} & set(parts) and not set("\\:\0") & set(model_id)
-
-
-def _model_indexes(folder: Path) -> list[Path]:
-    patterns = ["/".join(["*"] * depth) + "/model_index.json" for depth in range(1, DEPTH + 1)]
-    return [path for pattern in patterns for path in folder.glob(pattern)] if folder.is_dir() else []
-
-
-def _model_files(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".safetensors")
-    ]
-
-
-def read_model(name: str, folder: Path) -> Model:
-    """Read what a model folder says about itself."""
-    try:
-        facts = read_facts(folder)
-        index = read_json(folder / "model_index.json")
-        denoiser = read_json(folder / ("transformer" if "transformer" in index else "unet") / "config.json")
-        detected, kind = detect_family(index, denoiser)
-        family = facts.get("family", detected)
-        if family not in FAMILIES:
-            raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
-        check_weights(folder, index)
-        schedule = read_json(folder / "scheduler" / "scheduler_config.json")
-        noise = _noise(family, schedule)
-        usual = canonical(schedule.get("_class_name", ""))
-        if usual is None or SCHEDULERS[usual].noise != noise:
-            usual = next(
-                name
-                for name in (FAMILIES[family].defaults["scheduler"], *SCHEDULERS)
-                if SCHEDULERS[name].noise == noise
-            )
-        own = facts.get("defaults", {})
-        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual)
-        checked = parse_request(own).model_dump()  # a typo or a wrong value is told, and names become ours
-        defaults |= {field: checked[field] for field in own}
-        return Model(
-            id=name,
-            path=folder,
-            title=facts.get("title", name),
-            family=family,
-            noise=noise,
-            kind=kind,
-            shape=shape_of(denoiser, _vae_config(folder)) | _text_shape(folder, index, family),
-            defaults=defaults,
-            latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
-            words=frozenset(facts.get("words", ())),
-            bytes=sum(path.stat().st_size for path in _model_files(folder)),
-        )
-    except StudioError as error:
-        return Model(id=name, path=folder, title=name, problem=str(error))
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OSError) as error:
-        return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
-
-
-def _vae_config(folder: Path) -> dict[str, Any]:
-    path = folder / "vae" / "config.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def _text_shape(folder: Path, index: dict[str, Any], family: str) -> dict[str, Any]:
-    """Return how wide the vectors are that a model's text encoders read; {} if its prompts have no syntax, so that names are words."""
-    if not FAMILIES[family].syntax:
-        return {}
-    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if (index.get(name) or [None])[0]]
-    configs = [read_json(folder / name / "config.json") for name in names]
-    return {"text_widths": tuple(config.get("hidden_size") or config.get("d_model") for config in configs)}
-
-
-def _noise(family: str, schedule: dict[str, Any]) -> str:
-    """Return the kind of noise that a model was trained with, from the scheduler's config that it was saved with.
-
-    Raises:
-        ModelError: if the class cannot work with the family.
-    """
-    scheduler, wanted = schedule.get("_class_name", ""), FAMILIES[family].noise
-    noise = noise_kind(scheduler, flow_sigmas=bool(schedule.get("use_flow_sigmas")))
-    if (noise != wanted) if wanted else noise.startswith("flow"):
-        raise ModelError(
-            f"its scheduler {scheduler!r} does not work with {FAMILIES[family].title}; copy the model folder again"
-        )
-    return noise
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Read a model's `studio.yaml`; {} if it has none."""
-    path = folder / "studio.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"studio.yaml cannot be read: {str(error).splitlines()[0]}") from None
-    allowed = {"title", "family", "defaults", "latent_rgb", "words"}
-    if not isinstance(facts, dict) or set(facts) - allowed or not isinstance(facts.get("defaults", {}), dict):
-        raise ModelError(f"studio.yaml must be a mapping with only: {', '.join(sorted(allowed))}")
-    return facts
-
-
-def check_weights(folder: Path, index: dict[str, Any]) -> None:
-    """Refuse pickles and damaged files, judged by content.
-
-    Raises:
-        ModelError: naming the file and the way out.
-    """
-    for part, kind in index.items():
-        if (
-            part.startswith("_")
-            or not isinstance(kind, list)
-            or kind[0] is None
-            or not (folder / part / "config.json").is_file()
-        ):
-            continue
-        files = [path for path in (folder / part).iterdir() if path.suffix.lower() in WEIGHTS]
-        safe = [path for path in files if path.suffix == ".safetensors"]
-        if not safe and files:
-            raise ModelError(
-                f"{part}/{files[0].name} is a pickle, which can run code; get the model as .safetensors, "
-                f"or {pickle_cure(files[0])}"
-            )
-        if not safe and part != "scheduler":
-            raise ModelError(f"{part} has no weights (.safetensors); copy the model folder again")
-        for path in safe:
-            if problem := safetensors_problem(path):
-                raise ModelError(f"{part}/{path.name} {problem}; copy the file again")
 
 
 def unknown_words(text: str, model: Model) -> list[str]:

@@ -12,22 +12,26 @@ from studio.loras import LoraSpec, take_tags
 from studio.parts import Part, shape_problem
 from studio.prompt_report import EncoderReport, PromptReport, TextReport, TokenReport, chunk_report
 from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text, spoken, without_escapes
+from studio.settings import CLIP_VOCABULARY, CLIP_WORDS
 from studio.spec import GenerationRequest
 from studio.store.embeddings import named_embeddings
 from studio.store.headers import read_json, tensor_shapes
-from studio.store.library import Library, Model, fill_defaults, unknown_words
+from studio.store.library import Library, fill_defaults, unknown_words
+from studio.store.models import Model
 from studio.store.texts import FIELDS
 from studio.store.tokenizers import Tokenizers, Words
 from studio.styles import with_styles
 
 # Key of `engine.prompts.ENCODERS` -> the pipeline's tokenizers and what reads them; `pooled` hears the first chunk only.
+# Models that are asked in a chat have none: how many tokens are left for a prompt is for their own template to say.
 READERS: dict[str, dict[str, str]] = {
     "clip": {"tokenizer": "clip"},
     "sdxl": {"tokenizer": "clip", "tokenizer_2": "clip"},
     "sd3": {"tokenizer": "clip", "tokenizer_2": "clip", "tokenizer_3": "t5"},
     "flux": {"tokenizer": "pooled", "tokenizer_2": "t5"},
+    "chroma": {"tokenizer": "t5"},
+    "pixart": {"tokenizer": "t5"},
 }
-ROOM = 75
 
 
 class PromptReports:
@@ -151,9 +155,13 @@ class _Reader:
         self._vectors = {
             name.lower(): layout_of(tensor_shapes(part.path)).vectors for part in named for name in part.names
         }
-        index = read_json(model.path / "model_index.json")
-        readers = READERS[family.prompts]
-        self._readers = {name: kind for name, kind in readers.items() if (index.get(name) or [None])[0]}
+        readers = READERS.get(family.prompts, {})
+        if model.single:  # its vocabulary is CLIP's own, or else that of another model, which is not looked up here
+            known = {words == CLIP_WORDS for words in model.words_known.values()} == {True}
+            self._readers = {name: kind for name, kind in readers.items() if kind != "t5" and known}
+        else:
+            index = read_json(model.path / "model_index.json")
+            self._readers = {name: kind for name, kind in readers.items() if (index.get(name) or [None])[0]}
 
     def text(self, text: str, field: str, steps: int, problems: list[str]) -> TextReport:
         """Report on one prompt; what cannot be read at all is told among the problems."""
@@ -172,12 +180,12 @@ class _Reader:
             moments=tuple(told),
             encoders=best,
             tokens=counted.tokens if counted else 0,
-            limit=counted.limit if counted else ROOM,
+            limit=counted.limit if counted else 0,
         )
 
     def _encoder(self, name: str, kind: str, text: str, field: str, problems: list[str]) -> EncoderReport:
         try:
-            words = self._tokenizers.get(self._model.path / name)
+            words = self._tokenizers.get(CLIP_VOCABULARY if self._model.single else self._model.path / name)
         except ModelError as error:
             return EncoderReport(name=name, kind="t5" if kind == "t5" else "clip", problem=str(error))
         if kind == "t5":

@@ -21,18 +21,19 @@ MANIFEST = "manifest.json"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
 
 
-def write_file(path: Path, data: bytes, *, replace: bool = True) -> None:
+def write_file(path: Path, data: bytes, *, replace: bool = True, mode: int = 0o644) -> None:
     """Write a file so that a crash leaves the old content or the new one; see `write_stream`."""
-    write_stream(path, (data,), replace=replace)
+    write_stream(path, (data,), replace=replace, mode=mode)
 
 
-def write_stream(path: Path, chunks: Iterable[bytes | memoryview], *, replace: bool = True) -> None:
+def write_stream(path: Path, chunks: Iterable[bytes | memoryview], *, replace: bool = True, mode: int = 0o644) -> None:
     """Write a file that need not fit into memory so that a crash leaves the old content or the new one.
 
     Args:
         path: of the file; its folder is made.
         chunks: the content, from the beginning to the end.
         replace: if False, an existing file is an error and is kept.
+        mode: who may read it, from the first byte on.
 
     Raises:
         FileExistsError: if the file exists and `replace` is False.
@@ -41,7 +42,7 @@ def write_stream(path: Path, chunks: Iterable[bytes | memoryview], *, replace: b
     make_folder(path.parent)
     part = _part_name(path)
     try:
-        _write_synced(part, chunks)
+        _write_synced(part, chunks, mode)
         if replace:
             os.replace(part, path)
         else:
@@ -187,8 +188,8 @@ def _part_name(path: Path) -> Path:
     return path.with_name(f"{PART}{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
+def _write_synced(path: Path, chunks: Iterable[bytes | memoryview], mode: int = 0o644) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         for chunk in chunks:
             _write_all(handle, chunk)

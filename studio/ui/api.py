@@ -23,6 +23,7 @@ from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
 from studio.ui.merge_panel import MergeApi
+from studio.ui.models_api import ModelsApi
 from studio.ui.prompt_api import PromptApi
 from studio.ui.services import Services
 from studio.ui.upscale_panel import enlarging
@@ -40,6 +41,7 @@ class Api:
 
     def register(self) -> None:
         """Add all endpoints to the Blocks that is being built."""
+        models = ModelsApi(self._services)
         for function in (
             self.txt2img,
             self.img2img,
@@ -48,7 +50,9 @@ class Api:
             self.preprocessors,
             self.vae_check,
             self.upscale,
-            self.models,
+            models.models,
+            models.download,
+            models.downloads,
             self.adapters,
             MergeApi(self._services).merge,
             self.schedulers,
@@ -313,15 +317,6 @@ class Api:
         owner = self._services.owner(request.headers if request else {}) if self._services.public else None
         self._services.dispatcher.cancel(job, owner)
         return self.job(job)
-
-    def models(self) -> list[dict[str, Any]]:
-        """List the models that can be used, with their default settings."""
-        models = self._services.library.models()
-        return [
-            {"id": m.id, "title": m.title, "family": m.family, "bytes": m.bytes, "defaults": m.defaults}
-            for m in models
-            if not m.problem
-        ]
 
     def adapters(self) -> list[dict[str, Any]]:
         """List the LoRA and embeddings that can be used: `id` is what `loras` names, `names` call an embedding in a prompt."""

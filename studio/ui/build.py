@@ -8,6 +8,7 @@ from studio.ui.api import Api
 from studio.ui.gallery_tab import build_gallery_tab
 from studio.ui.generate_tab import GenerateTab
 from studio.ui.merge_panel import MergePanel
+from studio.ui.models_tab import ModelsTab
 from studio.ui.plot_panel import PlotPanel
 from studio.ui.png_info_panel import build_png_info
 from studio.ui.services import Services
@@ -37,6 +38,8 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build(page, tabs)
             with gr.Tab(TEXT["tab.gallery"], id="gallery") as tab:
                 build_gallery_tab(tab)
+            with gr.Tab(TEXT["tab.models"], id="models") as tab:
+                ModelsTab(services).build(tab)
             with gr.Tab(TEXT["tab.tools"], id="tools") as tab, gr.Tabs(elem_id="st-tools") as tools:
                 with gr.Tab(TEXT["tools.upscale"], id="upscale"):
                     upscale.build(page, tabs)

@@ -14,6 +14,7 @@ from studio.fitting import greyed
 from studio.parts import OWN_VAE
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
+from studio.store.models import Model
 from studio.store.prompt_reports import unknown_to
 from studio.ui.control_panel import ControlPanel
 from studio.ui.forms import build_control, fields_of, from_page, to_page
@@ -127,6 +128,9 @@ class GenerateTab:
                 button.click(
                     None, outputs=[self.controls["prompt"]], js=f"() => {json.dumps(example)}", api_visibility="private"
                 )
+        with gr.Row(elem_id="st-model-asks"):
+            made["asks"] = gr.Markdown(asks(self._model), elem_classes="st-quiet")
+            made["reset"] = gr.Button(TEXT["model.reset"], size="sm", scale=0, min_width=230, elem_id="st-model-reset")
         self.controls |= self.image.build(values)
         self.words.build(self._model.id)
         self.loras.build(self._model.id)
@@ -176,6 +180,13 @@ class GenerateTab:
             return "{}"
         return json.dumps(greyed(model.family, model.kind))
 
+    def asks(self, model_id: str) -> str:
+        """Say what a model changes in the form when it is chosen."""
+        try:
+            return asks(self._services.library.get(model_id))
+        except StudioError as error:
+            return html.escape(str(error))
+
     def _upscalers(self) -> list[tuple[str, str]]:
         return upscaler_choices(self._services.library, drawing=True)
 
@@ -185,7 +196,8 @@ class GenerateTab:
         model, vae = controls["model"], controls["vae"]
         names = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "sigmas")
         usual = [*(controls[name] for name in names), made["demo"], made["examples"]]
-        model.input(self.use_model, [model], usual, **private)
+        gr.on([model.input, made["reset"].click], self.use_model, [model], usual, **private)
+        gr.on([model.change, page.load], self.asks, [model], [made["asks"]], **private)
         model.change(self.control.use_model, [model, *self.control.models], self.control.targets, **private)
         page.load(self.control.offer, [model], self.control.targets, **private)
         self.loras.bind(page, model, controls["prompt"])
@@ -374,6 +386,11 @@ class GenerateTab:
         units, more = self.control.shown(values if pictures else {})
         styles = list(values.get("styles") or ())  # a finished picture's prompt has them already
         return [*updates, *images, *units, *rows, styles], [*lost, *notes, *more, *missing]
+
+
+def asks(model: Model) -> str:
+    """Say what a model changes in the form when it is chosen."""
+    return TEXT["model.asks"].format(title=html.escape(model.title), **model.defaults)
 
 
 def usual() -> dict[str, dict[str, Any]]:

@@ -43,7 +43,7 @@ window.studio.prompts = (() => {
         count = el("button", { type: "button", class: "st-count", title: "Tokens of the longest moment; click to see what the model gets", onclick: toggle });
         field.append(count);
       }
-      count.textContent = text ? `${text.tokens}/${text.limit}` : "–";
+      count.textContent = text?.limit ? `${text.tokens}/${text.limit}` : "–";
       count.classList.toggle("st-bad", Boolean(report?.problems?.length) && name === "prompt");
       count.setAttribute("aria-expanded", open);
     }

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.settings import Settings
+from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.library import Library
+from studio.store.tokens import Tokens
 from studio.ui.guard import Policy, client_of
 
 EVERYBODY = "local"  # at home all browsers are the same person: laptop and phone see the same queue and gallery
@@ -24,6 +26,8 @@ class Services:
     plotter: Any
     gallery: Gallery
     library: Library
+    downloads: Downloads
+    tokens: Tokens
 
     @property
     def public(self) -> bool:

@@ -1,0 +1,301 @@
+"""What a model on disk says about itself, and whether it is safe and whole. Reads headers only, no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from studio.errors import ModelError, StudioError
+from studio.families import FAMILIES, defaults_of, detect_family
+from studio.parts import shape_of
+from studio.schedulers import SCHEDULERS, canonical, noise_kind
+from studio.settings import CLIP_WORDS
+from studio.spec import parse_request
+from studio.store.checkpoints import dtype_of, read_checkpoint
+from studio.store.facts import TOLD, read_facts
+from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_header, safetensors_problem
+
+WEIGHTS = (".safetensors", *PICKLES)
+DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model: a diffusers folder, or a single file.
+
+    Attributes:
+        prediction: what a single file's denoiser says: `epsilon`, `v_prediction`, `flow` or `edm`; "" for a folder.
+        told_by: what tells it: the file's `keys`, its `metadata`, its `studio.yaml`, or what is usual in its `family`.
+        override: the prediction that `studio.yaml` gives.
+        lacks: components that a file takes from a diffusers folder of its family.
+        words_known: tokenizer -> words that a file's text encoder knows.
+        parts_from: the id of the model to take them from, "" for the first that fits.
+        about: where it comes from, as `studio.yaml` says: source, revision, licence, trigger words.
+        problem: why it cannot be used, in one sentence; "" if it can.
+    """
+
+    id: str
+    path: Path
+    title: str
+    family: str = ""
+    noise: str = "diffusion"
+    kind: str = ""
+    shape: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    latent_rgb: tuple = ()
+    words: frozenset[str] = frozenset()
+    bytes: int = 0
+    dtype: str = ""
+    prediction: str = ""
+    told_by: str = ""
+    override: str = ""
+    lacks: tuple[str, ...] = ()
+    words_known: dict[str, int] = field(default_factory=dict)
+    parts_from: str = ""
+    licence: str = ""
+    trigger_words: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one file."""
+        return self.path.is_file()
+
+
+def model_indexes(folder: Path) -> list[Path]:
+    patterns = ["/".join(["*"] * depth) + "/model_index.json" for depth in range(1, DEPTH + 1)]
+    return [path for pattern in patterns for path in folder.glob(pattern)] if folder.is_dir() else []
+
+
+def folder_files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".safetensors")
+    ]
+
+
+def needs_donor(model: Model) -> bool:
+    return bool(model.lacks) or any(words != CLIP_WORDS for words in model.words_known.values())
+
+
+def can_give(donor: Model, model: Model) -> bool:
+    """Say whether a folder has what a file lacks, in the sizes of the file."""
+    if donor.problem or donor.family != model.family:
+        return False
+    index = read_json(donor.path / "model_index.json")
+    if any(not (index.get(name) or [None])[0] for name in model.lacks):
+        return False
+    same = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels")
+    sizes = all(donor.shape.get(name) == model.shape.get(name) for name in same) or not model.lacks
+    own = [words for words in model.words_known.values() if words != CLIP_WORDS]
+    return sizes and all(_words(donor.path) == words for words in own)
+
+
+def _words(folder: Path) -> int:
+    """Return how many words the text encoder of a folder knows."""
+    path = folder / "text_encoder" / "config.json"
+    return read_json(path).get("vocab_size", 0) if path.is_file() else 0
+
+
+def _file_model(name: str, path: Path, facts: dict[str, Any]) -> Model:
+    """Read what a single file says about itself, and what stands beside it."""
+    told = read_checkpoint(path, facts)
+    told["defaults"] |= _own_defaults(facts)
+    told["licence"] = str(facts.get("licence", told["licence"]))
+    told["trigger_words"] = tuple(facts.get("trigger_words", told["trigger_words"]))
+    latent_rgb = tuple(map(tuple, facts.get("latent_rgb", ())))
+    own = {"override": str(facts.get("prediction", "")), "parts_from": str(facts.get("parts_from", ""))}
+    about = {key: facts[key] for key in sorted(TOLD & set(facts))}
+    title = facts.get("title", name)
+    return Model(name, path, title, latent_rgb=latent_rgb, about=about, **own, **told)
+
+
+def _own_defaults(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a `studio.yaml`; a typo or a wrong value is told, and names become ours."""
+    own = facts.get("defaults", {})
+    checked = parse_request(own).model_dump()
+    return {field: checked[field] for field in own}
+
+
+def read_model(name: str, folder: Path) -> Model:
+    """Read what a model folder, or a model's file, says about itself."""
+    try:
+        facts = read_facts(folder)
+        if folder.is_file():
+            return _file_model(name, folder, facts)
+        index = read_json(folder / "model_index.json")
+        denoiser = read_json(folder / ("transformer" if "transformer" in index else "unet") / "config.json")
+        detected, kind = detect_family(index, denoiser)
+        family = facts.get("family", detected)
+        if family not in FAMILIES:
+            raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
+        check_parts(folder, index)
+        check_weights(folder, index)
+        schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+        noise = _noise(family, schedule)
+        usual = canonical(schedule.get("_class_name", ""))
+        if usual is None or SCHEDULERS[usual].noise != noise:
+            usual = next(
+                name
+                for name in (FAMILIES[family].defaults["scheduler"], *SCHEDULERS)
+                if SCHEDULERS[name].noise == noise
+            )
+        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual) | _own_defaults(facts)
+        return Model(
+            id=name,
+            path=folder,
+            title=facts.get("title", name),
+            family=family,
+            noise=noise,
+            kind=kind,
+            shape=shape_of(denoiser, _vae_config(folder)) | _text_shape(folder, index, family),
+            defaults=defaults,
+            latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
+            words=frozenset(facts.get("words", ())),
+            bytes=sum(path.stat().st_size for path in folder_files(folder)),
+            dtype=_folder_dtype(folder, "transformer" if "transformer" in index else "unet"),
+            licence=str(facts.get("licence", "")),
+            trigger_words=tuple(facts.get("trigger_words", ())),
+            about={key: facts[key] for key in sorted(TOLD & set(facts))},
+        )
+    except StudioError as error:
+        return Model(id=name, path=folder, title=name, problem=str(error))
+    except ValueError as error:
+        problem = str(error) if folder.is_file() else f"its files cannot be understood ({error})"
+        return Model(id=name, path=folder, title=name, problem=problem)
+    except (TypeError, KeyError, IndexError, AttributeError, OSError) as error:
+        return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
+
+
+def _folder_dtype(folder: Path, part: str) -> str:
+    first = next(iter(sorted((folder / part).glob("*.safetensors"))), None)
+    return dtype_of(safetensors_header(first)) if first else ""
+
+
+def _vae_config(folder: Path) -> dict[str, Any]:
+    path = folder / "vae" / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _text_shape(folder: Path, index: dict[str, Any], family: str) -> dict[str, Any]:
+    """Return how wide the vectors are that a model's text encoders read; {} if its prompts have no syntax, so that names are words."""
+    if not FAMILIES[family].syntax:
+        return {}
+    names = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if (index.get(name) or [None])[0]]
+    configs = [read_json(folder / name / "config.json") for name in names]
+    return {"text_widths": tuple(config.get("hidden_size") or config.get("d_model") for config in configs)}
+
+
+def _noise(family: str, schedule: dict[str, Any]) -> str:
+    """Return the kind of noise that a model was trained with, from the scheduler's config that it was saved with.
+
+    Raises:
+        ModelError: if the class cannot work with the family.
+    """
+    scheduler, wanted = schedule.get("_class_name", ""), FAMILIES[family].noise
+    noise = noise_kind(scheduler, flow_sigmas=bool(schedule.get("use_flow_sigmas")))
+    if (noise != wanted) if wanted else noise.startswith("flow"):
+        raise ModelError(
+            f"its scheduler {scheduler!r} does not work with {FAMILIES[family].title}; copy the model folder again"
+        )
+    return noise
+
+
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def check_parts(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse what would need code of its own, what lacks a part, and what says two things.
+
+    Raises:
+        ModelError: naming the file and the way out.
+    """
+    own = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py")]
+    for part, made in index.items():
+        if part.startswith("_") or not isinstance(made, list) or len(made) != 2 or made[0] is None:
+            continue
+        library, class_name = made
+        if library not in LIBRARIES:
+            raise ModelError(
+                f"{part} is made by code of the model's own ({library}{', in ' + own[0] if own else ''}), which is never run; "
+                "choose a model of diffusers' own classes"
+            )
+        if part in OPTIONAL_PARTS:
+            continue
+        if not (folder / part).is_dir():
+            raise ModelError(f"{part} is missing, which model_index.json names; copy the model folder again")
+        if not (folder / part / "config.json").is_file():
+            if library == "diffusers" and part != "scheduler":
+                raise ModelError(f"{part}/config.json is missing; copy the model folder again")
+            continue
+        config = read_json(folder / part / "config.json")
+        if "auto_map" in config:
+            raise ModelError(f"{part}/config.json asks for code of the model's own (auto_map), which is never run")
+        if library == "diffusers" and config.get("_class_name") not in (None, class_name):
+            raise ModelError(
+                f"{part}/config.json is of {config['_class_name']!r} and model_index.json says {class_name!r}; "
+                "copy the model folder again"
+            )
+    _check_links(folder)
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links to elsewhere, but for those of the Hub's cache, whose snapshots link to its blobs.
+
+    Raises:
+        ModelError: naming the link.
+    """
+    home = folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(one) for one in homes):
+            name = path.relative_to(folder).as_posix()
+            raise ModelError(f"{name} is a link to a place outside of the model's folder; copy the file itself there")
+
+
+def _check_shards(part: Path) -> None:
+    """Refuse an index of shards that names a file that is not there.
+
+    Raises:
+        ModelError: naming the index and the file.
+    """
+    for index in sorted(part.glob("*.safetensors.index.json")):
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ModelError(f"{part.name}/{index.name} names no files; copy the model folder again")
+        for name in sorted(set(names.values())):
+            if Path(name).name != name or not (part / name).is_file():
+                raise ModelError(
+                    f"{part.name}/{index.name} names {name}, which is missing; copy the model folder again"
+                )
+
+
+def check_weights(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse pickles and damaged files, judged by content.
+
+    Raises:
+        ModelError: naming the file and the way out.
+    """
+    for part, kind in index.items():
+        if (
+            part.startswith("_")
+            or not isinstance(kind, list)
+            or kind[0] is None
+            or not (folder / part / "config.json").is_file()
+        ):
+            continue
+        _check_shards(folder / part)
+        files = [path for path in (folder / part).iterdir() if path.suffix.lower() in WEIGHTS and path.is_file()]
+        safe = [path for path in files if path.suffix == ".safetensors"]
+        if not safe and files:
+            raise ModelError(
+                f"{part}/{files[0].name} is a pickle, which can run code; get the model as .safetensors, "
+                f"or {pickle_cure(files[0])}"
+            )
+        if not safe and part != "scheduler":
+            raise ModelError(f"{part} has no weights (.safetensors); copy the model folder again")
+        for path in safe:
+            if problem := safetensors_problem(path):
+                raise ModelError(f"{part}/{path.name} {problem}; copy the file again")
