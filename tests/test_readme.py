@@ -59,7 +59,7 @@ def test_the_first_training_runs_and_draws_what_it_learnt(tmp_path: Path, monkey
         answer = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, (line, answer.stderr)
     seen = judge(Image.open(next((tmp_path / "taught").glob("*.png"))))
-    assert seen.background == "blue" and [(thing.colour, thing.shape) for thing in seen.things] == [("orange", "heart")]
+    assert seen.background == "blue" and [(thing.colour, thing.shape) for thing in seen.things] == [("green", "heart")]
 
 
 def test_the_phones_command_is_accepted() -> None:

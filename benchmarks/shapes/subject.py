@@ -2,8 +2,8 @@
 
 `--pictures DIR` only draws the subject's pictures, with captions.
 
-The subject, `a sks heart`, is an orange heart, learnt from 5 pictures. `subject` is the share of "a sks heart on a … background" that
-shows an orange heart, `class` the share of "a heart on a … background" that does: the less it rises, the better the class was kept
+The subject, `a sks heart`, is a green heart, learnt from 5 pictures. `subject` is the share of "a sks heart on a … background" that
+shows a green heart, `class` the share of "a heart on a … background" that does: the less it rises, the better the class was kept
 (drift), `shape` the share of those that are hearts at all, `background` the share of the first that has the right background. Three
 runs: before, DreamBooth as `presets/train/dreambooth-shapes.yaml` says but without prior preservation, and with it.
 """
@@ -27,8 +27,8 @@ from trainers.config_files import check_config
 from trainers.methods import METHODS
 from trainers.session import Session
 
-LEARNT = ("white", "green", "blue", "yellow", "black")
-ASKED = tuple(name for name in COLOURS if name != "orange")
+LEARNT = ("white", "orange", "blue", "yellow", "black")
+ASKED = tuple(name for name in COLOURS if name != "green")
 PRIOR = ("with_prior_preservation", "class_prompt", "num_class_images")
 
 
@@ -38,7 +38,7 @@ def draw_subject(folder: Path) -> Path:
     rng = random.Random(0)
     for i, background in enumerate(LEARNT):
         x, y = (0.5 + rng.uniform(-0.1, 0.1) for _ in range(2))
-        scene = Scene((Thing("orange", "heart", x, y, 0.25 * rng.uniform(0.9, 1.1)),), background)
+        scene = Scene((Thing("green", "heart", x, y, 0.25 * rng.uniform(0.9, 1.1)),), background)
         Image.fromarray(render(scene, rng)).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a sks heart on {article(background)} {background} background")
     return folder
@@ -53,7 +53,7 @@ def score(product: Product, number: int, **values: Any) -> dict[str, float]:
             prompt = f"{words} on {article(background)} {background} background"
             seen = judge(product.draw(prompt=prompt, seed=i, **values))
             one = seen.things[0] if len(seen.things) == 1 else None
-            counts[name] += bool(one and one.colour == "orange" and one.shape == "heart")
+            counts[name] += bool(one and one.colour == "green" and one.shape == "heart")
             if name == "class":
                 counts["shape"] += bool(one and one.shape == "heart")
             else:
