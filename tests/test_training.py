@@ -196,6 +196,13 @@ def test_a_changed_dataset_or_config_is_refused_on_resume(tmp_path: Path) -> Non
         train("lora", longer, tmp_path, run="other", resume=True)
 
 
+def test_a_run_that_never_learnt_may_begin_anew(tmp_path: Path, pictures: Path) -> None:
+    wrong = config_of("lora", pictures, rank=2, max_train_steps=1, target_modules="nothing")
+    with pytest.raises(InvalidRequest, match="target_modules=nothing fits no layer"):
+        train("lora", wrong, tmp_path)
+    assert train("lora", wrong.model_copy(update={"target_modules": ("attention",)}), tmp_path)["step"] == 1
+
+
 def test_numbers_that_are_not_finite_stop_a_run_and_nothing_bad_is_saved(tmp_path: Path, pictures: Path) -> None:
     config = config_of(
         "lora", pictures, rank=2, max_train_steps=40, checkpointing_steps=1, learning_rate=10, max_grad_norm=0

@@ -70,9 +70,9 @@ class Run:
             InvalidRequest: if there is a run already and `resume` is False, or none and it is True, or the config differs.
         """
         path = self.folder / "config.yaml"
-        if not path.is_file():
-            if resume:
-                raise InvalidRequest("resume", f"{self.folder} has no run to resume; leave --resume out")
+        if resume and not path.is_file():
+            raise InvalidRequest("resume", f"{self.folder} has no run to resume; leave --resume out")
+        if not self.learnt:
             writer.write_file(path, f"# method: {method}\n{dump_config(config)}".encode())
             return config
         if not resume:
@@ -93,6 +93,11 @@ class Run:
                 )
         writer.write_file(path, f"# method: {method}\n{dump_config(config)}".encode())
         return config
+
+    @property
+    def learnt(self) -> bool:
+        """Whether there is a checkpoint; until then a run may begin anew, with another config."""
+        return any((self.folder / "checkpoints").glob("step-*"))
 
     def tell(self, event: Event) -> None:
         """Keep an event; what a person waits for is on disk at once, the rest within a second."""

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,8 +132,6 @@ class Session:
         accelerator = Accelerator(
             cpu=device.place.type == "cpu", mixed_precision="no", log_with=log_with, project_dir=str(self.folder)
         )
-        import os
-
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != asked:
             raise StudioError(
@@ -146,13 +145,13 @@ class Session:
     def _keep_data(self, run: Any, pictures: Pictures, resume: bool) -> None:
         """Compare the pictures with those that the run began with."""
         before = run.recall("data.json")
-        if resume and before is not None:
+        if resume and before is not None and run.learnt:
             if problem := fingerprint_problem(before, pictures.fingerprint):
                 raise InvalidRequest(
                     "dataset",
                     f"dataset differs from the run's ({problem}); put it back, or start a new run with init_from",
                 )
-        elif before is None:
+        else:
             run.remember("data.json", pictures.fingerprint)
 
     def _train(
