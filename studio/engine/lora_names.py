@@ -101,11 +101,13 @@ def peft_key(key: str) -> str:
 
 
 def told_alpha(name: str, told: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return what diffusers' metadata say of a layer's network, and the alpha of the layer (`unet.…`), None if they do not."""
+    """Return what diffusers' metadata say of a layer's network, and the alpha of the layer (`unet.…`; LoHa and LoKr call it `alpha`), or None."""
     network = name.partition(".")[0]
     config = {key.removeprefix(f"{network}."): value for key, value in told.items() if key.startswith(f"{network}.")}
     pattern = config.get("alpha_pattern") or {}
-    return config, next((own for end, own in pattern.items() if name.endswith(f".{end}")), config.get("lora_alpha"))
+    return config, next(
+        (own for end, own in pattern.items() if name.endswith(f".{end}")), config.get("lora_alpha", config.get("alpha"))
+    )
 
 
 def with_alpha(parts: State, place: str, told: dict[str, Any]) -> State:
