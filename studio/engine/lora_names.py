@@ -101,7 +101,7 @@ def peft_key(key: str) -> str:
 
 
 def told_alpha(name: str, told: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return what diffusers' metadata say of a layer's network, and the alpha of the layer (`unet.…`; LoHa and LoKr call it `alpha`), or None."""
+    """Return what diffusers' metadata say of a layer's network, and its alpha (`unet.…`; LoHa's and LoKr's is `alpha`), or None."""
     network = name.partition(".")[0]
     config = {key.removeprefix(f"{network}."): value for key, value in told.items() if key.startswith(f"{network}.")}
     pattern = config.get("alpha_pattern") or {}
