@@ -86,7 +86,8 @@ class Trainer:
         self.average = [p.detach().clone() for _, p in self.named] if decay is not None else []
         self.checkpoints = Checkpoints(self.run.folder / "checkpoints", self.config.checkpoints_total_limit)
         self.module = self.accelerator.prepare_model(self.method) if self.accelerator.num_processes > 1 else self.method
-        self.step = self.bad = self.saved = self._first_step = 0
+        self.step = self.bad = self.saved = 0
+        self._warm: tuple[float, int] | None = None
         self._waiting: tuple[int, torch.Tensor, torch.Tensor, float] | None = None
 
     @property
@@ -95,7 +96,6 @@ class Trainer:
 
     def train(self) -> str:
         """Go on until the last step; return `finished` or `stopped`."""
-        began = time.monotonic()
         while self.step < self.config.max_train_steps:
             self.update(self.step)
             self.step += 1
@@ -105,7 +105,7 @@ class Trainer:
                 self.measure()
             if asked in ("stop", "save", "sample") or (due and self.step % due == 0):
                 self.commit()
-            self.report(began)
+            self.report()
             if asked == "stop":
                 return "stopped"
         if self.saved != self.step:
@@ -195,13 +195,18 @@ class Trainer:
         joined: Any = self.accelerator.reduce(number, how)
         return joined
 
-    def report(self, began: float) -> None:
+    def report(self) -> None:
         """Tell how far the run is; the first step is left out of the estimate because it warms up."""
         if not self.accelerator.is_main_process:
             return
-        done = self.step - self._first_step
-        spent = time.monotonic() - began
-        left = spent / done * (self.config.max_train_steps - self.step) if done else None
+        now = time.monotonic()
+        self._warm = self._warm or (now, self.step)
+        began, first = self._warm
+        left = (
+            (now - began) / (self.step - first) * (self.config.max_train_steps - self.step)
+            if self.step > first
+            else None
+        )
         event = Progress(
             job=self.run.id, image=0, images=1, step=self.step, steps=self.config.max_train_steps, seconds_left=left
         )
@@ -279,7 +284,7 @@ class Trainer:
                 self.average[place].copy_(tensors[f"average.{name}"])
         restore_optimizer(self.optimizer, tensors, numbers["optimizer"])
         self.schedule.load_state_dict(numbers["schedule"])
-        self.step = self.saved = self._first_step = int(numbers["step"])
+        self.step = self.saved = int(numbers["step"])
         self.bad = int(numbers["bad"])
         return True
 
