@@ -2,7 +2,7 @@
 
 DIR holds diffusers' examples (`text_to_image/train_text_to_image_lora.py`, release 0.40 or later; its package `datasets` is needed).
 Same model, pictures, captions, rank, batch, precision and learning rate, one after the other in the same minute. `step` is the
-mean seconds of a step, without the first ones, as their progress bar and our progress events tell; `peak` the most memory of the process.
+mean seconds of a step, without the first ones, as their progress bar and our events tell; `peak` the most memory of the process.
 """
 
 import argparse
