@@ -20,7 +20,6 @@ import psutil
 import yaml
 
 from benchmarks import measure
-from benchmarks.shapes.subject import draw_subject
 from studio.settings import ROOT
 
 MODEL = ROOT / "presets" / "models" / "shapes"
@@ -121,6 +120,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> dict[str, Any]:
     """Alternate the two and return medians and ratios; `ratio_step` above 1 means that ours is faster."""
+    from benchmarks.shapes.subject import draw_subject  # which needs torch
+
     steps, rank, batch, scripts = flags.steps, flags.rank, flags.batch, flags.scripts.resolve()
     columns: dict[str, list[float]] = {
         name: [] for name in ("ratio_step", "ratio_peak", "ours_step", "theirs_step", "ours_peak", "theirs_peak")
