@@ -20,7 +20,8 @@ from studio.parts import Part, shape_problem
 from studio.settings import ROOT, VERSION
 from studio.store import writer
 from studio.store.headers import safetensors_header, safetensors_problem
-from studio.store.library import Library, Model
+from studio.store.library import Library
+from studio.store.models import Model
 
 MODELS_MAX = 3
 SUM, DIFFERENCE = "weighted-sum", "add-difference"

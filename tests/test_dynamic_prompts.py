@@ -225,7 +225,7 @@ def test_shipped_styles_are_read() -> None:
 
 
 def read_facts_words() -> list[str]:
-    from studio.store.library import read_facts
+    from studio.store.facts import read_facts
 
     return read_facts(MODELS / "shapes")["words"]
 

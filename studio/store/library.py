@@ -77,9 +77,12 @@ class Library:
         return self._known[folder][1]
 
     def _whole(self, model: Model) -> Model:
-        """Say of a file that lacks something, and for which no other model has it, what to get."""
-        if model.problem or not model.single or not needs_donor(model) or self._donor(model):
+        """Complete what is known of a file by the model that gives what it lacks; if there is none, say what to get."""
+        if model.problem or not model.single or not needs_donor(model):
             return model
+        if donor := self._donor(model):  # whose text encoders read embeddings too
+            widths = {name: donor.shape[name] for name in ("text_widths",) if name in donor.shape}
+            return replace(model, shape=widths | model.shape)
         what = " and ".join(model.lacks) or f"a vocabulary of {max(model.words_known.values()):,} words"
         title = FAMILIES[model.family].title
         problem = (
