@@ -14,7 +14,7 @@ run: $(READY)
 	$(BIN)/python app.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not multi_gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not multi_gpu" $(ARGS)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
