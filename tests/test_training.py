@@ -16,6 +16,7 @@ from PIL import Image
 
 from studio.errors import InvalidRequest, StudioError
 from studio.settings import ROOT
+from studio.store.lora_facts import read_lora_facts
 from tests.conftest import MODELS
 from tests.training import adapter, config_of, content, draw_pictures, killed_run, losses, stop_after, train
 from trainers.config_files import dump_config
@@ -43,6 +44,15 @@ def test_a_run_learns_and_tells(unbroken: tuple[Path, dict[str, Any]]) -> None:
     assert rows[-1]["type"] == "finished" and sorted(losses(root / "run")) == [1, 2, 3, 4, 5, 6]
     weights = adapter(answer)
     assert any(one.abs().max() > 0 for name, one in weights.items() if "lora_B" in name)
+
+
+def test_the_file_says_how_it_was_made(tmp_path: Path, pictures: Path) -> None:
+    config = config_of(
+        "lora", pictures, rank=2, max_train_steps=1, trigger_word="sks", recommended_weight=0.8, output_name="heart"
+    )
+    facts = read_lora_facts(Path(train("lora", config, tmp_path)["artifact"]))
+    assert (facts.rank, facts.trigger_words, facts.recommended_weight, facts.base) == (2, ("sks",), 0.8, "shapes")
+    assert facts.trained == "1 steps, 5 pictures, learning rate 0.001"
 
 
 def test_the_same_config_gives_the_same_bytes(tmp_path: Path, pictures: Path, unbroken: Any) -> None:

@@ -99,10 +99,10 @@ def _trigger_words(told: dict[str, str]) -> tuple[str, ...]:
 
 def _trained(told: dict[str, str]) -> str:
     parts = {
-        "steps": told.get("ss_steps") or told.get("ss_max_train_steps"),
+        "steps": told.get("steps") or told.get("ss_steps") or told.get("ss_max_train_steps"),
         "epochs": told.get("ss_num_epochs"),
-        "pictures": told.get("ss_num_train_images"),
-        "learning rate": told.get("ss_learning_rate"),
+        "pictures": told.get("pictures") or told.get("ss_num_train_images"),
+        "learning rate": told.get("learning_rate") or told.get("ss_learning_rate"),
     }
     return ", ".join(
         f"{value} {name}" if name != "learning rate" else f"{name} {value}" for name, value in parts.items() if value
