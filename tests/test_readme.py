@@ -41,7 +41,7 @@ def test_links_and_pictures_exist() -> None:
 
 
 def test_the_command_lines_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [block for block in blocks("sh") if "studio generate" in block]
+    (block,) = [block for block in blocks("sh") if "studio xyz" in block]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     for line in block.splitlines():
