@@ -167,7 +167,7 @@ def test_page_api_and_command_line_hear_of_it(
     assert f"job {done}: {DECODED}" in caplog.text
     assert jobs.get(done).state == DONE  # type: ignore[union-attr]
     assert [job["notices"] for job in queue.state("me")["jobs"]] == [[DECODED]]
-    services: Any = SimpleNamespace(dispatcher=queue)
+    services: Any = SimpleNamespace(dispatcher=queue, library=models)
     assert Api(services).job(done)["notices"] == [DECODED]
     (row,) = gallery.index.page(limit=5)
     record = read_picture(gallery.path(row["id"])).record
@@ -176,8 +176,8 @@ def test_page_api_and_command_line_hear_of_it(
     assert failed and failed.state == FAILED and "latents are no numbers" in failed.error
     assert len(gallery.index.page(limit=5)) == 1, "no black picture"
     capsys.readouterr()
-    request, model = models.resolve(parse_request(SMALL | {"model": "large"}), 1)
-    Drawing(half, gallery.blobs, settings.data_dir / "out").draw(request, model, ())
+    job = models.job(parse_request(SMALL | {"model": "large"}), 1)
+    Drawing(half, gallery.blobs, settings.data_dir / "out").draw(job)
     said = capsys.readouterr()
     assert said.err == f"{DECODED}\n"
     assert json.loads(said.out)["seed"] == 3
