@@ -92,7 +92,7 @@ def drop_state(path: Path) -> None:
     """Remove what only a resumed run needs, in one move, and take it out of the manifest."""
     manifest = json.loads((path / writer.MANIFEST).read_text(encoding="utf-8"))
     manifest["files"] = {name: digest for name, digest in manifest["files"].items() if not name.startswith(f"{STATE}/")}
-    gone = path.with_name(f"{writer.PART}{0}-{path.name}-{STATE}")
+    gone = path.with_name(f"{writer.PART}0-{path.name}-{STATE}")
     shutil.rmtree(gone, ignore_errors=True)
     (path / STATE).rename(gone)
     writer.write_json(path / writer.MANIFEST, manifest)

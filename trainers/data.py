@@ -67,32 +67,33 @@ class Batch:
     beside: "Batch | None" = None
 
 
-def fitted(picture: Image.Image, shown: Shown) -> tuple[Image.Image, Frame]:
+def fitted(picture: Image.Image, shown: Shown) -> Image.Image:
     """Scale a picture so that it covers its size, cut what is over, and mirror it."""
-    width, height = shown.size
-    scale = max(width / picture.width, height / picture.height)
-    inner = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    part = CROPS[shown.crop]
-    left, top = round((inner[0] - width) * part), round((inner[1] - height) * part)
+    inner_width, inner_height, left, top = framed(picture.size, shown)
+    inner, (width, height) = (inner_width, inner_height), shown.size
     scaled = picture.resize(inner, Image.Resampling.LANCZOS) if inner != picture.size else picture
     cut = scaled.crop((left, top, left + width, top + height))
-    return (ImageOps.mirror(cut) if shown.flip else cut), Frame(*inner, left, top)
+    return ImageOps.mirror(cut) if shown.flip else cut
+
+
+def framed(size: tuple[int, int], shown: Shown) -> Frame:
+    """Return how a picture of (width, height) is scaled to cover what is shown, and what is cut off."""
+    width, height = shown.size
+    scale = max(width / size[0], height / size[1])
+    inner = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+    part = CROPS[shown.crop]
+    return Frame(*inner, round((inner[0] - width) * part), round((inner[1] - height) * part))
 
 
 def picture_of(shown: Shown) -> np.ndarray:
     """Read a picture as it is shown, (H, W, 3) uint8; transparent parts become white."""
     picture = Image.fromarray(flatten(decode(read_file(shown.example.path))))
-    return np.array(fitted(picture, shown)[0])
+    return np.array(fitted(picture, shown))
 
 
 def pixels_of(shown: Shown) -> torch.Tensor:
     """Read a picture, (3, H, W) in -1..1; transparent parts become white."""
     return torch.from_numpy(picture_of(shown)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def frame_of(shown: Shown) -> Frame:
-    """Return where a shown picture comes from, without reading it."""
-    return fitted(Image.new("1", shown.example.size), shown)[1]
 
 
 def mask_pixels(shown: Shown, cell: int) -> torch.Tensor:
@@ -101,7 +102,7 @@ def mask_pixels(shown: Shown, cell: int) -> torch.Tensor:
     if shown.example.mask is None:
         return torch.ones(1, height, width)
     mask = Image.fromarray(mask_of(decode(read_file(shown.example.mask)))).resize(shown.example.size)
-    small = fitted(mask, shown)[0].resize((width, height), Image.Resampling.BOX)
+    small = fitted(mask, shown).resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.array(small))[None].float() / 255
 
 
@@ -109,7 +110,7 @@ def conditioning_pixels(shown: Shown) -> torch.Tensor:
     """Read what a ControlNet sees for a picture, (3, H, W) in 0..1."""
     assert shown.example.conditioning is not None
     picture = Image.fromarray(flatten(decode(read_file(shown.example.conditioning)))).resize(shown.example.size)
-    array = np.array(fitted(picture, shown)[0])
+    array = np.array(fitted(picture, shown))
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 

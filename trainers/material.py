@@ -19,12 +19,13 @@ from trainers.data import (
     Cache,
     Shown,
     encode_pixels,
-    frame_of,
+    framed,
     mask_pixels,
     noises,
     pixels_of,
 )
 from trainers.denoisers import Told
+from trainers.losses import offset_noise
 from trainers.models import Parts
 from trainers.plan import CENTER, CROPS, Chances, Draw, Item, Plan, bucket_of, bucket_sizes, shuffled
 
@@ -265,7 +266,7 @@ class Material:
         captions = [self._caption(items[draw.item].example, draw) for draw in draws]
         latents, noise, offsets = self._pictures(chosen, draws)
         if self.config.noise_offset:
-            noise = noise + self.config.noise_offset * offsets[:, :, None, None]
+            noise = offset_noise(noise, offsets, self.config.noise_offset)
         cell = 1 if self.parts is None else self.parts.cell
         masked = self.config.masked_loss
         return Batch(
@@ -274,7 +275,7 @@ class Material:
             quantiles=torch.tensor([draw.quantile for draw in draws]),
             told=self._told(items, draws),
             captions=captions,
-            frames=[frame_of(one) for one in chosen],
+            frames=[framed(one.example.size, one) for one in chosen],
             mask=torch.stack([mask_pixels(one, cell) for one in chosen]) if masked else None,
             draws=list(draws),
             conditioning=torch.stack([self.conditions.get(one) for one in chosen]) if self.conditions else None,
