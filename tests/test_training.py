@@ -18,7 +18,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.settings import ROOT
 from studio.store.lora_facts import read_lora_facts
 from tests.conftest import MODELS
-from tests.training import adapter, config_of, content, draw_pictures, killed_run, losses, stop_after, train
+from tests.training import adapter, command_of, config_of, content, draw_pictures, killed_run, losses, stop_after, train
 from trainers.config_files import dump_config
 
 STEPS = {"max_train_steps": 6, "checkpointing_steps": 2, "checkpoints_total_limit": None}
@@ -153,8 +153,7 @@ def test_two_hundred_kills(tmp_path: Path, pictures: Path, method: str, trial: i
 def test_a_killed_command_goes_on_exactly(tmp_path: Path, pictures: Path, method: str) -> None:
     config = config_of(method, pictures, max_train_steps=8, checkpointing_steps=1, **KILLED[method])
     (tmp_path / "c.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-m", "trainers", method, "--config", str(tmp_path / "c.yaml"), "--cpu-threads", "1"]
-    command += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "killed"), "--device", "cpu"]
+    command = command_of(method, tmp_path / "c.yaml", tmp_path, "killed")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / "checkpoints" / "step-000003").exists():
         assert process.poll() is None
@@ -296,17 +295,7 @@ def test_held_out_pictures_are_not_learnt_from(tmp_path: Path, pictures: Path) -
 def test_the_command(tmp_path: Path, pictures: Path) -> None:
     config = {"dataset": str(pictures), "resolution": 64, "bucket_step": 32, "max_train_steps": 2, "rank": 2}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    command = [
-        sys.executable,
-        "-m",
-        "trainers",
-        "lora",
-        "--config",
-        str(tmp_path / "c.yaml"),
-        "--data-dir",
-        str(tmp_path / "data"),
-    ]
-    command += ["--run-dir", str(tmp_path / "run")]
+    command = command_of("lora", tmp_path / "c.yaml", tmp_path)
     done = subprocess.run([*command, "--estimate"], cwd=ROOT, capture_output=True, text=True, check=False)
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and told["steps"] == 2 and told["fits"] and not (tmp_path / "run").exists()

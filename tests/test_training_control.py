@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from studio.errors import StudioError
 from studio.lease import DeviceLease
 from studio.settings import ROOT
 from studio.store import writer
-from tests.training import SMALL, config_of, content, draw_pictures, losses, train
+from tests.training import SMALL, command_of, config_of, content, draw_pictures, losses, train
 
 STEPS = {"max_train_steps": 6, "checkpointing_steps": 0, "rank": 2}
 
@@ -101,19 +100,7 @@ def test_it_pauses_saves_goes_on_and_stops_as_it_is_told(tmp_path: Path, picture
 def test_sigterm_finishes_the_step_and_saves(tmp_path: Path, pictures: Path) -> None:
     config = SMALL | {"dataset": str(pictures), "max_train_steps": 100_000, "rank": 2, "checkpointing_steps": 0}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    command = [
-        sys.executable,
-        "-m",
-        "trainers",
-        "lora",
-        "--config",
-        str(tmp_path / "c.yaml"),
-        "--cpu-threads",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    command += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run")]
+    command = command_of("lora", tmp_path / "c.yaml", tmp_path)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for(lambda: (tmp_path / "run" / "events.jsonl").exists() and losses(tmp_path / "run"))
     process.send_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,23 @@ def train(
     answer = session.run(resume=resume)
     assert answer is not None
     return answer
+
+
+def command_of(method: str, config: Path, root: Path, run: str = "run") -> list[str]:
+    """Return the command that a person types for a run in `root`."""
+    command = [
+        sys.executable,
+        "-m",
+        "trainers",
+        method,
+        "--config",
+        str(config),
+        "--cpu-threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    return [*command, "--data-dir", str(root / "data"), "--run-dir", str(root / run)]
 
 
 def stop_after(steps: int) -> Callable[[Any], bool]:
