@@ -234,6 +234,7 @@ class Trainer:
             self.measure()
         if self.accelerator.is_main_process:
             tensors, numbers = self.state()
+            patiently(self.run, self.run.flush)  # a checkpoint never stands without the curve that led to it
             path = patiently(self.run, lambda: self.checkpoints.write(self.step, self.save_weights, tensors, numbers))
             self.run.tell(Checkpoint(job=self.run.id, step=self.step, path=str(path)))
             self.turn.committed(self.step, path)
