@@ -22,11 +22,12 @@ from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore
 from studio.store.library import Library
+from studio.store.runs import Runs
 from studio.store.tokens import Tokens
 from studio.ui.guard import Policy, gradio_environment, make_login, policy_for
 
 if TYPE_CHECKING:
-    from studio.ui.services import Services
+    from studio.ui.services import Services, Training
 
 logger = logging.getLogger("studio")
 
@@ -146,6 +147,7 @@ class Studio:
     def __init__(self, settings: Settings) -> None:
         from studio.executors.dispatcher import Dispatcher
         from studio.executors.plotter import Plotter
+        from studio.executors.runner import Runner
         from studio.executors.worker import make_executor
         from studio.lease import FolderLock
         from studio.store.plots import PlotStore
@@ -155,7 +157,7 @@ class Studio:
         self.settings = settings
         self.database = Database(settings.data_dir / "studio.db")
         self.gallery = Gallery(settings.data_dir / "images", ImageIndex(self.database))
-        self.library = Library(settings.model_folders, self.database, settings.part_roots)
+        self.library = Library(settings.model_folders, self.database, settings.part_roots, settings.runs)
         executor = make_executor(settings, self.gallery, lambda event: self.dispatcher.hear(event))
         self.dispatcher: Dispatcher = Dispatcher(
             executor, JobStore(self.database), self.library, self.gallery.blobs, preview=settings.preview
@@ -167,6 +169,9 @@ class Studio:
         self.plotter.start()
         self.tokens = Tokens(settings.data_dir / "tokens.json")
         self.downloads = Downloads(settings.data_dir, self.tokens)
+        self.runner = Runner(settings, Runs(settings.runs), self.dispatcher.announce, self.dispatcher.busy)
+        if self.policy.mode not in ("share", "space"):
+            self.runner.start()
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -185,8 +190,19 @@ class Studio:
         from studio.ui.services import Services
 
         return Services(
-            self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens
+            self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens,
+            self._training(),
         )  # fmt: skip
+
+    def _training(self) -> "Training | None":
+        from studio.ui.services import Training
+        from trainers.config_files import check_config, dump_config
+        from trainers.methods import METHODS
+
+        if self.policy.mode in ("share", "space"):
+            return None
+        methods = {name: config for name, (config, _) in METHODS.items()}
+        return Training(self.runner.runs, self.runner, methods, check_config, dump_config, ROOT / "presets" / "train")
 
     def launch(self, *, block: bool) -> Any:
         """Build the page and serve it; returns the Gradio app.
@@ -249,6 +265,7 @@ class Studio:
 
     def close(self) -> None:
         """End the worker; what was running is queued again at the next start."""
+        self.runner.close()
         self.downloads.close()
         self.plotter.close()
         self.dispatcher.close()

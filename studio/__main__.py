@@ -124,7 +124,7 @@ def generate(settings: Settings, flags: argparse.Namespace) -> int:
     """`generate`: one JSON line a picture on stdout."""
     from studio.store.inputs import canvas_size, take_inputs
 
-    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    library = Library(settings.model_folders, part_roots=settings.part_roots, runs=settings.runs)
     blobs = BlobStore(flags.out / "blobs")
     if flags.images:
         return generate_folder(settings, flags, library, blobs)
@@ -189,7 +189,7 @@ def xyz(settings: Settings, flags: argparse.Namespace) -> int:
 
     spec, library, blobs = (
         read_plot(flags, read_requests),
-        Library(settings.model_folders, part_roots=settings.part_roots),
+        Library(settings.model_folders, part_roots=settings.part_roots, runs=settings.runs),
         BlobStore(flags.out / "blobs"),
     )
     if is_picture(flags.request):  # a grid names the pictures of its base by their content
@@ -224,7 +224,7 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
             "image",
             f"{flags.image} was not made by Studio, or its `studio` chunk was removed; there is nothing to replay",
         )
-    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    library = Library(settings.model_folders, part_roots=settings.part_roots, runs=settings.runs)
     model = library.reference(library.get(record.model.id), record.request.refiner)
     request = library.with_loras(record.request)  # a file may lie in another folder by now
     parts = parts_then(record, library.parts_of(request))
@@ -252,7 +252,7 @@ def adapters(settings: Settings, flags: argparse.Namespace) -> int:
     from studio.store.embeddings import embedding_rows
     from studio.store.lora_facts import lora_rows
 
-    parts = Library(settings.model_folders, part_roots=settings.part_roots).parts
+    parts = Library(settings.model_folders, part_roots=settings.part_roots, runs=settings.runs).parts
     return show(lora_rows(parts.parts("lora")) + embedding_rows(parts.parts("embedding")), flags.json)
 
 
@@ -290,7 +290,7 @@ def prompt_report(settings: Settings, flags: argparse.Namespace) -> int:
     """`prompt-report`: tokens by chunk and text encoder, what is cut, ignored or unknown."""
     from studio.prompt_command import print_reports, wanted_requests
 
-    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    library = Library(settings.model_folders, part_roots=settings.part_roots, runs=settings.runs)
     print_reports(library, wanted_requests(flags, read_requests), as_json=flags.json)
     return DONE
 

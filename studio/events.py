@@ -62,6 +62,15 @@ class Notice(Frozen):
     message: str
 
 
+class Paused(Frozen):
+    """A training run rests: somebody `asked` for that, or others use the device meanwhile. `Progress` tells that it goes on."""
+
+    type: Literal["paused"] = "paused"
+    job: str
+    step: int
+    asked: bool
+
+
 class ImageReady(Frozen):
     """A picture is on disk, for good."""
 
@@ -104,7 +113,20 @@ class Failed(Frozen):
     message: str
 
 
-Event = Ready | Queued | Started | Progress | Preview | Notice | ImageReady | Metric | Checkpoint | Finished | Failed
+Event = (
+    Ready
+    | Queued
+    | Started
+    | Progress
+    | Preview
+    | Notice
+    | Paused
+    | ImageReady
+    | Metric
+    | Checkpoint
+    | Finished
+    | Failed
+)
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

@@ -46,7 +46,7 @@ def merge(settings: Settings, flags: argparse.Namespace) -> int:
     ratios = flags.ratio or ([0.5] if len(flags.models) < 3 or flags.method != SUM else [1 / 3, 1 / 3])
     values = {"models": flags.models, "method": flags.method, "ratios": ratios, "loras": loras}
     spec = parse_merge(values | {"name": flags.name, "precision": flags.precision})
-    library = Library(settings.model_folders, part_roots=settings.part_roots)
+    library = Library(settings.model_folders, part_roots=settings.part_roots, runs=settings.runs)
     path = write_merged(spec, library, settings.model_folders[1], near=Path())
     print(json.dumps({"model": spec.name, "path": str(path)}) if flags.json else f"{spec.name}: {path}")
     return DONE

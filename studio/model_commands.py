@@ -57,7 +57,7 @@ def models(settings: Settings, flags: argparse.Namespace) -> int:
     """`models`: every model of the library, usable or not, with all that is known about it if that is wanted as JSON."""
     file = settings.data_dir / "studio.db"
     database = Database(file) if file.is_file() else None  # remembers the hashes of large files
-    library = Library(settings.model_folders, database)
+    library = Library(settings.model_folders, database, runs=settings.runs)
     found = library.models()
     if flags.json:
         return show([model_row(model) | {"sha256": hash_of(library, model)} for model in found], True)

@@ -63,6 +63,11 @@ class Settings(Frozen):
         return (ROOT / "presets", *self.extra_models, self.data_dir / "models")
 
     @property
+    def runs(self) -> Path:
+        """Folder of the training runs."""
+        return self.data_dir / "runs"
+
+    @property
     def tool_pictures(self) -> Path:
         """Folder of the pictures that tools made, kept until the next start."""
         return self.data_dir / "cache" / "tools"

@@ -79,7 +79,7 @@ def test_it_pauses_saves_goes_on_and_stops_as_it_is_told(tmp_path: Path, picture
     thread, answers = in_background(pictures, tmp_path, max_train_steps=1000)
     wait_for(lambda: (run / "events.jsonl").exists() and any(row["type"] == "progress" for row in events(run)))
     tell(run, 1, "pause")
-    wait_for(lambda: any("paused" in row.get("message", "") for row in events(run)))
+    wait_for(lambda: any(row["type"] == "paused" and row["asked"] for row in events(run)))
     number = len(events(run))
     time.sleep(0.3)
     assert len(events(run)) == number

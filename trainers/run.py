@@ -11,7 +11,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from studio.errors import InvalidRequest, StudioError
-from studio.events import Checkpoint, Event, Failed, Finished, Metric, Notice, Started
+from studio.events import Checkpoint, Event, Failed, Finished, Metric, Notice, Paused, Started
 from studio.store import writer
 from trainers.config_files import dump_config
 from trainers.configs import TrainingConfig
@@ -19,6 +19,7 @@ from trainers.configs import TrainingConfig
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
+LOCK_SECONDS = 0.5  # a page that looks whether somebody works on a run holds its lock for a moment
 FREE_TO_CHANGE = frozenset(
     {
         "checkpointing_steps",
@@ -49,7 +50,7 @@ class Run:
         writer.make_folder(self.folder)
         self._lock = FileLock(self.folder / "lock")
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise StudioError(
                 f"another process works on {folder}; wait for it, stop it, or give another --run-dir"
@@ -102,7 +103,7 @@ class Run:
     def tell(self, event: Event) -> None:
         """Keep an event; what a person waits for is on disk at once, the rest within a second."""
         self._waiting.append(event.model_dump_json())
-        urgent = isinstance(event, Started | Checkpoint | Finished | Failed | Notice)
+        urgent = isinstance(event, Started | Checkpoint | Finished | Failed | Notice | Paused)
         if urgent or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 

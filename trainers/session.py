@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 
 from studio.engine.devices import Device, open_device
 from studio.errors import InvalidRequest, StorageError, StudioError
-from studio.events import Failed, Finished, Started
+from studio.events import Failed, Finished, Paused, Started
 from studio.lease import DeviceLease
 from studio.records import ModelRef
 from studio.settings import VERSION, Settings
 from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
+from studio.store.priority import pictures_first
 from trainers.config_files import dump_config
 from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig
 from trainers.estimate import estimate
@@ -175,8 +176,8 @@ class Session:
         sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
         alone = accelerator.num_processes == 1
         trainer.turn = Turn(
-            between=lambda: self._yield(lease, trainer) if alone and lease.wanted() else None,
-            asked=lambda: self._asked(run, trainer),
+            between=lambda: self._yield(run, lease, trainer) if alone and self._should_yield(lease) else None,
+            asked=lambda: self._asked(run, lease, trainer),
             committed=lambda step, path: self._sample(sampler, trainer, step, path),
         )
         if self.config.report_to != "none":
@@ -259,25 +260,37 @@ class Session:
             "training_config": json.dumps(config.model_dump(mode="json")),
         }
 
-    def _asked(self, run: Any, trainer: Trainer) -> str:
-        if self._should_stop():
-            return "stop"
-        asked = run.asked()
+    def _asked(self, run: Any, lease: DeviceLease, trainer: Trainer) -> str:
+        """Return what a person asks; a pause lasts, with the device free for others, until it is resumed or stopped."""
+        asked = "stop" if self._should_stop() else run.asked()
         if asked == "pause":
-            run.notice(f"paused after step {trainer.step}")
-            while not self._should_stop() and (asked := run.asked()) not in ("resume", "stop"):
-                time.sleep(POLL)
-            return "stop" if self._should_stop() else asked.replace("resume", "")
+            run.tell(Paused(job=run.id, step=trainer.step, asked=True))
+            with self._parked(lease, trainer):
+                while not self._should_stop() and (asked := run.asked()) not in ("resume", "stop"):
+                    time.sleep(POLL)
+            asked = "stop" if self._should_stop() else asked
         return "" if asked == "resume" else asked
 
-    def _yield(self, lease: DeviceLease, trainer: Trainer) -> None:
+    def _should_yield(self, lease: DeviceLease) -> bool:
+        return lease.wanted() and pictures_first(self.settings.data_dir)
+
+    def _yield(self, run: Any, lease: DeviceLease, trainer: Trainer) -> None:
         """Let somebody else have the device, and go on afterwards with the same numbers."""
+        run.tell(Paused(job=run.id, step=trainer.step, asked=False))
+        with self._parked(lease, trainer):
+            while lease.wanted() and not self._should_stop():
+                time.sleep(POLL)
+
+    @contextlib.contextmanager
+    def _parked(self, lease: DeviceLease, trainer: Trainer) -> Iterator[None]:
+        """Leave the device, and take it again at the end."""
         park(trainer, torch.device("cpu"))
         self._lease.close()
-        while lease.wanted() and not self._should_stop():
-            time.sleep(POLL)
-        self._lease.enter_context(lease.held(self._should_stop))
-        park(trainer, trainer.device)
+        try:
+            yield
+        finally:
+            self._lease.enter_context(lease.held(self._should_stop))
+            park(trainer, trainer.device)
 
     def _sample(self, sampler: Sampler, trainer: Trainer, step: int, path: Path) -> None:
         """Draw the samples; a sample that cannot be drawn is told and never ends a run."""

@@ -293,6 +293,10 @@ class Dispatcher:
             with self._changed:
                 self._listeners.discard(wake)
 
+    def busy(self) -> bool:
+        """Whether pictures are being drawn or wait."""
+        return self._live is not None or self.jobs.count_waiting() > 0
+
     @property
     def version(self) -> int:
         """Grows with every change of the state."""

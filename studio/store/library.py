@@ -18,6 +18,7 @@ from studio.store.index import Database
 from studio.store.jobs import new_job_id
 from studio.store.models import Model, can_give, folder_files, model_indexes, needs_donor, read_model
 from studio.store.parts import PartLibrary
+from studio.store.runs import trained_in
 from studio.store.texts import TextLibrary
 
 
@@ -28,13 +29,19 @@ class Library:
         folders: looked through in order; of two models with one name the first counts.
         database: remembers hashes of large files; None hashes anew each time.
         part_roots: folders of ControlNets, adapters and other parts.
+        runs: folder of training runs, whose results can be used from their first checkpoint on.
     """
 
     def __init__(
-        self, folders: tuple[Path, ...], database: Database | None = None, part_roots: tuple[Path, ...] = ()
+        self,
+        folders: tuple[Path, ...],
+        database: Database | None = None,
+        part_roots: tuple[Path, ...] = (),
+        runs: Path | None = None,
     ) -> None:
-        self.folders, self._hashes = folders, Hashes(database)
-        self.parts, self.texts = PartLibrary(part_roots, self._hashes), TextLibrary(part_roots)
+        self.folders, self._hashes, self._runs = folders, Hashes(database), runs
+        self.parts = PartLibrary(part_roots, self._hashes, self._trained)
+        self.texts = TextLibrary(part_roots)
         self._known: dict[Path, tuple[list[tuple[str, int, int]], Model]] = {}
 
     def models(self) -> list[Model]:
@@ -47,7 +54,13 @@ class Library:
             for path in model_files(folder):
                 name = path.relative_to(folder).with_suffix("").as_posix()
                 found.setdefault(name, self._read(name, path))
+        for name, path in self._trained().items():
+            if (path / "model_index.json").is_file() and name not in found:
+                found[name] = self._read(name, path)
         return [self._whole(model) for model in found.values()]
+
+    def _trained(self) -> dict[str, Path]:
+        return trained_in(self._runs) if self._runs else {}
 
     def get(self, model_id: str, field: str = "model") -> Model:
         """Find a usable model by its id; `field` is the request's, for messages.
@@ -61,6 +74,8 @@ class Library:
                 return _usable(self._read(model_id, path), field)
             if file := next((one for end in ENDINGS if (one := path.with_name(path.name + end)).is_file()), None):
                 return _usable(self._whole(self._read(model_id, file)), field)
+        if (path := self._trained().get(model_id)) and (path / "model_index.json").is_file():
+            return _usable(self._read(model_id, path), field)
         names = ", ".join(model.id for model in self.models() if not model.problem) or "none"
         raise InvalidRequest(
             field,

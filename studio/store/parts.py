@@ -1,6 +1,7 @@
 """Parts on disk: ControlNets, adapters, upscalers, VAEs. Reads headers only; new files appear without a restart."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from studio.store.headers import (
 from studio.upscalers import uses_model
 
 DEPTH = 2
+TRAINED = ("lora", "embedding", "controlnet")
 NO_VAE = "it is a network of the class {!r}; only AutoencoderKL can stand in for a model's VAE"
 CONVOLUTION = 4  # dimensions of its weight: every upscaler has one
 JOINT_LAYER = (  # of an IP-Adapter for Stable Diffusion 3: what it has for each of the model's attentions
@@ -54,10 +56,11 @@ class PartLibrary:
     Args:
         roots: folders that hold `controlnets`, `upscalers` …; of two parts with one name the first counts.
         hashes: of files.
+        trained: what runs made, by the names under which it is used.
     """
 
-    def __init__(self, roots: tuple[Path, ...], hashes: Hashes) -> None:
-        self.roots, self._hashes = roots, hashes
+    def __init__(self, roots: tuple[Path, ...], hashes: Hashes, trained: Callable[[], dict[str, Path]] = dict) -> None:
+        self.roots, self._hashes, self._trained = roots, hashes, trained
         self._named: dict[tuple[str, str], Path] = {}
         self._read: dict[tuple[str, Path], tuple[tuple[int, int], Part | None]] = {}
 
@@ -81,6 +84,9 @@ class PartLibrary:
                 name = path.relative_to(folder).as_posix().removesuffix(".safetensors")
                 if name not in found and (part := self._part(kind, name, path)):
                     found[name] = part
+        for name, path in self._trained().items() if kind in TRAINED else ():
+            if name not in found and (part := self._part(kind, name, path)) and not part.problem:
+                found[name] = replace(part, names=(name,)) if kind == "embedding" else part
         for (its_kind, name), path in self._named.items():
             if its_kind == kind and (part := self._part(kind, name, path)):
                 found[name] = part

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -22,12 +21,13 @@ from studio.store.index import Filter
 from studio.store.lora_cards import cover_of
 from studio.store.metadata import without_paths
 from studio.store.prompt_reports import PromptReports
+from studio.ui.bodies import problem, read_body, whole
+from studio.ui.run_routes import RunRoutes
 from studio.ui.services import Services
 
 PAGE = 50
 LONG_POLL = 15.0  # seconds until a page that saw no change asks again
 MERGE = 0.002  # seconds in which several changes become one answer
-BODY_MAX = 200_000
 IDS_MAX = 2_000
 REPORTED = (
     "prompt",
@@ -65,6 +65,7 @@ class Routes:
             Route("/studio/job/{action}", self.job, methods=["POST"]),
             Route("/studio/plot/{action}", self.plot, methods=["POST"]),
             Route("/studio/prompt-report", self.prompt_report, methods=["POST"]),
+            *(RunRoutes(self._services.training, self._services.settings).table() if self._services.training else ()),
         ]
 
     def _owner(self, request: Request) -> str:
@@ -90,6 +91,8 @@ class Routes:
                 await asyncio.sleep(MERGE)
         facts = await run_in_threadpool(dispatcher.state, self._owner(request))
         facts |= {"plots": await run_in_threadpool(self._services.plotter.state, self._owner(request))}
+        if self._services.training:
+            facts |= await run_in_threadpool(self._services.training.runner.told)
         return JSONResponse(
             facts | {"instance": self._instance, "public": self._services.public}, headers={"Cache-Control": "no-store"}
         )
@@ -280,27 +283,6 @@ class Routes:
         return JSONResponse({})
 
 
-def whole(text: str) -> int:
-    """Read a whole number from a query; what is none counts as -1."""
-    return int(text) if text.lstrip("-").isdigit() and len(text) < 20 else -1
-
-
-async def read_body(request: Request) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        StudioError: if the body is no JSON object of a sensible size.
-    """
-    data = await request.body()
-    try:
-        body = json.loads(data) if len(data) <= BODY_MAX else None
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise StudioError("the body must be a JSON object")
-    return body
-
-
 def ids_of(body: dict[str, Any]) -> list[str]:
     """Return the picture ids of a body.
 
@@ -311,10 +293,6 @@ def ids_of(body: dict[str, Any]) -> list[str]:
     if not isinstance(ids, list) or len(ids) > IDS_MAX or not all(isinstance(value, str) for value in ids):
         raise StudioError(f"ids must be a list of at most {IDS_MAX} picture ids")
     return ids
-
-
-def problem(error: StudioError, status: int = 400) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=status)
 
 
 def usage_line(usage: dict[str, int]) -> str:

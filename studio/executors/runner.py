@@ -1,0 +1,246 @@
+"""Runner: the queue of training runs. It starts the command that a person would type, and follows run directories, never processes."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from studio.errors import InvalidRequest, StudioError
+from studio.settings import ROOT, Settings
+from studio.store import writer
+from studio.store.priority import read_priority, set_priority
+from studio.store.runs import ALIVE, CONFIG, EVENTS, FAILED, FINISHED, LOG, QUEUED, STARTING, Runs
+
+logger = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds between two looks
+TOLD_EVERY = 2.0  # seconds between two announcements of a run that only goes on
+ESTIMATE_SECONDS = 600.0
+
+
+class Runner:
+    """Owner of the queue of one data root's runs.
+
+    Args:
+        settings: where things are, and on which device runs work.
+        runs: the folders.
+        changed: is called when a page should look again.
+        pictures_wait: whether pictures wait in the queue or are being drawn.
+    """
+
+    def __init__(
+        self, settings: Settings, runs: Runs, changed: Callable[[], None], pictures_wait: Callable[[], bool]
+    ) -> None:
+        self.settings, self.runs = settings, runs
+        self._changed, self._pictures_wait = changed, pictures_wait
+        self._file = runs.root / "queue.json"
+        self._lock = threading.RLock()
+        self._children: dict[str, tuple[subprocess.Popen[bytes], int]] = {}  # with how long its events were
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._seen: dict[str, dict[str, Any]] = {}
+        self._active: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._work, name="runner", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work on the queue; runs that live are found as they are."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop starting runs; those that work go on."""
+        self._closing.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def queue(self) -> list[str]:
+        """Return the runs that wait, in order."""
+        return [row["run"] for row in self._rows()]
+
+    def enqueue(self, run_id: str) -> None:
+        """Let a run begin, or go on, when those before it have ended; this is on disk when it returns.
+
+        Raises:
+            StudioError: if it is working, waits already, or is finished.
+        """
+        with self._lock:
+            state = self.state(run_id)
+            if state in ALIVE or state in (QUEUED, STARTING):
+                raise StudioError(f"{run_id} is {state} already")
+            if state == FINISHED:
+                raise StudioError(f"{run_id} is finished; to train longer, start a new run from its result")
+            self._write([*self._rows(), {"run": run_id}])
+        self._wake.set()
+
+    def cancel(self, run_id: str) -> None:
+        """Take a run out of the queue, or stop it if it works; it saves a checkpoint first."""
+        with self._lock:
+            if self.runs.alive(run_id):
+                self.runs.ask(run_id, "stop")
+            elif run_id in self._children:  # still loading
+                self._children[run_id][0].terminate()
+            elif run_id in self.queue():
+                self._write([row for row in self._rows() if row["run"] != run_id])
+            else:
+                raise StudioError(f"{run_id} neither works nor waits")
+        self._wake.set()
+
+    def move(self, run_id: str, offset: int) -> None:
+        """Move a waiting run up (negative) or down."""
+        with self._lock:
+            rows = self._rows()
+            place = next((i for i, row in enumerate(rows) if row["run"] == run_id), None)
+            if place is None:
+                raise StudioError(f"{run_id} does not wait")
+            row = rows.pop(place)
+            rows.insert(max(0, min(len(rows), place + offset)), row)
+            self._write(rows)
+        self._changed()
+
+    def state(self, run_id: str) -> str:
+        """Return what a run is doing; see `Runs.state`, `queued` and `starting`."""
+        state = self.runs.state(run_id)
+        if run_id in self._children and state not in ALIVE:
+            return STARTING
+        return QUEUED if state not in ALIVE and run_id in self.queue() else state
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Return what a page shows of each run: id, method, state, place, step, steps, seconds_left, note, error, loss."""
+        queue, rows = self.queue(), []
+        for run_id in self.runs.ids():
+            story, state = self.runs.story(run_id), self.state(run_id)
+            loss = story.curves.get("loss", {})
+            rows.append(
+                {
+                    "id": run_id, "method": self.runs.method(run_id), "state": state,
+                    "place": queue.index(run_id) + 1 if state == QUEUED else 0, "step": story.step, "steps": story.steps,
+                    "seconds_left": story.seconds_left if state in ALIVE else None, "note": story.note, "error": story.error,
+                    "loss": loss[max(loss)] if loss else None, "checkpoints": len(story.checkpoints),
+                }
+            )  # fmt: skip
+        return rows
+
+    def told(self) -> dict[str, Any]:
+        """Return what every page hears: {"runs": of those that are not over, "first": who goes first}."""
+        return {"runs": self._active, "first": read_priority(self.settings.data_dir)[0]}
+
+    def command(self, run_id: str, *, resume: bool = False) -> list[str]:
+        """Return what a person would type to start a run."""
+        folder = self.runs.folder(run_id)
+        config = ["--config", str(folder / CONFIG), "--run-dir", str(folder)]
+        return ["python", "-m", "trainers", self.runs.method(run_id), *config, *self._place(), *(["--resume"] * resume)]
+
+    def estimate(self, method: str, config: str) -> dict[str, Any]:
+        """Ask the trainer what a run would take; see `trainers.estimate`.
+
+        Raises:
+            StudioError: what is wrong with the config or its pictures.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / CONFIG
+            path.write_text(config, encoding="utf-8")
+            told = [method, "--config", str(path), "--run-dir", folder, *self._place(), "--estimate"]
+            words = [sys.executable, "-m", "trainers", *told]
+            try:
+                done = subprocess.run(
+                    words, cwd=ROOT, capture_output=True, text=True, timeout=ESTIMATE_SECONDS, check=False
+                )
+            except subprocess.TimeoutExpired:
+                raise StudioError("the estimate did not end in time; the device may be busy with another run") from None
+        if done.returncode:
+            raise _problem(done.stderr)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def _place(self) -> list[str]:
+        settings = self.settings
+        extra = [word for path in settings.extra_models for word in ("--extra-models", str(path))]
+        told = {"data-dir": settings.data_dir, "device": settings.device, "cpu-threads": settings.cpu_threads}
+        return [word for name, value in told.items() for word in (f"--{name}", str(value))] + extra
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            rows = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        here = set(self.runs.ids())
+        return [row for row in rows if isinstance(row, dict) and row.get("run") in here]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        writer.write_json(self._file, rows)
+        self._changed()
+
+    def _work(self) -> None:
+        waited = 0.0
+        while not self._closing.is_set():
+            try:
+                self._look()
+                waited += POLL
+                seen = {row["id"]: row for row in self.overview()}
+                states = [row["state"] for row in seen.values()]
+                if states != [row["state"] for row in self._seen.values()] or (
+                    seen != self._seen and waited >= TOLD_EVERY
+                ):
+                    self._seen, waited = seen, 0.0
+                    self._active = [row for row in seen.values() if row["state"] in (*ALIVE, STARTING, QUEUED)]
+                    self._changed()
+                if read_priority(self.settings.data_dir)[1] and not self._pictures_wait():
+                    set_priority(self.settings.data_dir, read_priority(self.settings.data_dir)[0])
+            except Exception:  # a process boundary: the thread that owns the queue must live
+                logger.exception("the queue of runs")
+            self._wake.wait(POLL)
+            self._wake.clear()
+
+    def _look(self) -> None:
+        """Hear of children that ended, and start the next run if none works."""
+        with self._lock:
+            for run_id, (child, size) in list(self._children.items()):
+                if child.poll() is not None:
+                    del self._children[run_id]
+                    self._ended(run_id, child.returncode, size)
+            rows = self._rows()
+            left = [row for row in rows if self.runs.state(row["run"]) not in ALIVE]
+            if left != rows:
+                self._write(left)
+            if left and not self._children and not any(self.runs.state(run_id) in ALIVE for run_id in self.runs.ids()):
+                self._spawn(left[0]["run"])
+
+    def _spawn(self, run_id: str) -> None:
+        folder = self.runs.folder(run_id)
+        if self.runs.alive(run_id):
+            return  # a process that an earlier app, or a person, started is about to say so
+        logger.info("starting the run %s", run_id)
+        words = self.command(run_id, resume=any(folder.glob("checkpoints/step-*")))[3:]
+        alone: dict[str, Any] = {"start_new_session": True}  # so that it lives on without us
+        if os.name == "nt":
+            alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # pyright: ignore[reportAttributeAccessIssue]
+        with (folder / LOG).open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "trainers", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **alone
+            )  # fmt: skip
+        self._children[run_id] = child, _size(folder / EVENTS)
+
+    def _ended(self, run_id: str, code: int, size: int) -> None:
+        """Take a run out of the queue whose process ended, however it did."""
+        if run_id not in self.runs.ids():
+            return
+        if code > 0 and not self.runs.alive(run_id):
+            told = _size(self.runs.folder(run_id) / EVENTS) > size and self.runs.story(run_id).last == FAILED
+            if not told:  # it did not come far enough to say why itself
+                self.runs.fail(run_id, str(_problem(self.runs.log(run_id))))
+        self._write([row for row in self._rows() if row["run"] != run_id])
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _problem(said: str) -> StudioError:
+    """Return what a process said last, without its traceback."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return InvalidRequest("config", lines[-1]) if lines else StudioError("the training ended without a word")

@@ -1,0 +1,219 @@
+"""The queue of training runs: real commands, followed through their folders only."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studio.errors import InvalidRequest, StudioError
+from studio.executors.runner import Runner
+from studio.settings import Settings
+from studio.spec import parse_request
+from studio.store.library import Library
+from studio.store.priority import read_priority, set_priority
+from studio.store.runs import Runs
+from tests.training import config_of, draw_pictures
+from trainers.config_files import dump_config
+
+LIMIT = 120.0
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("data") / "hearts")
+
+
+class App:
+    """A runner over a data root, as an app has it; several may follow one another."""
+
+    def __init__(self, root: Path) -> None:
+        self.settings = Settings(data_dir=root, device="cpu", cpu_threads=1)
+        self.changes = 0
+        self.runner = Runner(self.settings, Runs(self.settings.runs), self._changed, lambda: False)
+        self.runs = self.runner.runs
+        self.library = Library(
+            self.settings.model_folders, part_roots=self.settings.part_roots, runs=self.settings.runs
+        )
+        self.runner.start()
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def create(self, pictures: Path, name: str = "heart", **values: Any) -> str:
+        config = config_of("lora", pictures, **{"rank": 2, "output_name": name, "checkpointing_steps": 2} | values)
+        return self.runs.create("lora", name, dump_config(config))
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    app = App(tmp_path / "data")
+    yield app
+    app.runner.close()
+    for run_id in app.runs.ids():
+        for child, _ in [app.runner._children.get(run_id, (None, 0))]:
+            if child is not None:
+                child.kill()
+                child.wait()
+
+
+def wait_for(done: Callable[[], Any]) -> Any:
+    end = time.monotonic() + LIMIT
+    while not (found := done()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_run_goes_from_the_queue_to_a_lora_in_the_library(app: App, pictures: Path) -> None:
+    first, second = app.create(pictures, max_train_steps=4), app.create(pictures, max_train_steps=2)
+    assert (first, second) == ("heart", "heart-2")
+    app.runner.enqueue(first)
+    app.runner.enqueue(second)
+    with pytest.raises(StudioError, match="already"):
+        app.runner.enqueue(second)
+    wait_for(lambda: "heart-000002" in {part.id for part in app.library.parts.parts("lora")})
+    wait_for(lambda: app.runner.state(first) == "finished")
+    assert app.runner.state(second) in ("queued", "starting", "running", "finished")
+    wait_for(lambda: app.runner.state(second) == "finished")
+    names = {part.id for part in app.library.parts.parts("lora") if not part.problem}
+    assert {"heart", "heart-000002", "heart-000004", "heart-2", "heart-2-000002"} <= names
+    request = app.library.with_loras(parse_request({"prompt": "a sks heart <lora:heart-000002:0.5>"}))
+    (part,) = app.library.parts_of(request)
+    assert part.kind == "lora" and part.path.endswith("step-000002/weights/heart-000002.safetensors")
+    row = app.runner.overview()[0]
+    assert (row["step"], row["steps"], row["checkpoints"]) == (2, 2, 1) and row["loss"] > 0
+    assert sorted(app.runs.story(first).curves["loss"]) == [1, 2, 3, 4]
+    with pytest.raises(StudioError, match="is finished"):
+        app.runner.enqueue(first)
+    assert app.runs.clean(first) > 0
+    app.runs.remove(second, app.runs.root / ".trash")
+    assert app.runs.ids() == [first] and (app.runs.root / ".trash" / second / "final").is_dir()
+
+
+def test_a_run_outlives_its_app_and_the_next_one_sees_it(app: App, pictures: Path) -> None:
+    run_id = app.create(pictures, max_train_steps=100_000, checkpointing_steps=0)
+    waiting = app.create(pictures, max_train_steps=1)
+    app.runner.enqueue(run_id)
+    app.runner.enqueue(waiting)
+    wait_for(lambda: app.runner.state(run_id) == "running" and app.runs.story(run_id).step > 2)
+    app.runner.close()  # what a killed app leaves is the same: the folder and a process of its own
+    after = App(app.settings.data_dir)
+    try:
+        assert after.runner.state(run_id) == "running" and after.runner.queue() == [waiting]
+        step = after.runs.story(run_id).step
+        wait_for(lambda: after.runs.story(run_id).step > step)
+        after.runs.ask(run_id, "pause")
+        wait_for(lambda: after.runner.state(run_id) == "paused")
+        after.runs.ask(run_id, "resume")
+        wait_for(lambda: after.runner.state(run_id) == "running")
+        after.runner.cancel(run_id)
+        wait_for(lambda: after.runner.state(run_id) == "stopped")
+        assert after.runs.results(run_id)  # it saved before it ended
+        wait_for(lambda: after.runner.state(waiting) == "finished")
+    finally:
+        after.runner.close()
+
+
+def test_a_killed_run_is_told_as_interrupted_and_goes_on(app: App, pictures: Path) -> None:
+    run_id = app.create(pictures, max_train_steps=8, checkpointing_steps=1)
+    app.runner.enqueue(run_id)
+    wait_for(lambda: app.runs.results(run_id))
+    child, _ = app.runner._children[run_id]
+    os.kill(child.pid, signal.SIGKILL)
+    wait_for(lambda: app.runner.state(run_id) == "interrupted")
+    app.runner.enqueue(run_id)
+    wait_for(lambda: app.runner.state(run_id) == "finished")
+    assert sorted(app.runs.story(run_id).curves["loss"]) == list(range(1, 9))
+
+
+def test_a_run_that_cannot_begin_says_why_and_the_queue_goes_on(app: App, pictures: Path, tmp_path: Path) -> None:
+    bad = app.create(tmp_path / "nothing", "bad")
+    good = app.create(pictures, max_train_steps=1)
+    app.runner.enqueue(bad)
+    app.runner.enqueue(good)
+    wait_for(lambda: app.runner.state(bad) == "failed")
+    assert "is no folder here" in app.runs.story(bad).error
+    wait_for(lambda: app.runner.state(good) == "finished")
+
+
+def test_the_estimate_is_the_trainers_own(app: App, pictures: Path) -> None:
+    told = app.runner.estimate("lora", dump_config(config_of("lora", pictures, max_train_steps=50, rank=2)))
+    assert told["steps"] == 50 and told["seconds"] > 0 and told["peak_memory"] > 1e8 and told["fits"]
+    with pytest.raises(InvalidRequest, match="is no folder here"):
+        app.runner.estimate("lora", dump_config(config_of("lora", Path("/nowhere"), max_train_steps=50)))
+
+
+def test_what_waits_can_be_moved_and_taken_away(tmp_path: Path, pictures: Path) -> None:
+    app = App(tmp_path / "data")
+    app.runner.close()  # nothing starts
+    ids = [app.create(pictures, f"run{i}") for i in range(3)]
+    for run_id in ids:
+        app.runner.enqueue(run_id)
+    app.runner.move("run2", -1)
+    assert app.runner.queue() == ["run0", "run2", "run1"]
+    app.runner.cancel("run0")
+    assert app.runner.queue() == ["run2", "run1"] and app.runner.state("run0") == "new"
+    with pytest.raises(StudioError, match="neither works nor waits"):
+        app.runner.cancel("run0")
+    with pytest.raises(StudioError, match="not running"):
+        app.runs.ask("run0", "pause")
+    for wrong in ("../x", "nothing", "", "a/b"):
+        with pytest.raises(InvalidRequest):
+            app.runs.folder(wrong)
+
+
+def test_events_are_read_line_by_line_as_they_come(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    run_id = runs.create("lora", "a", "model: shapes\n")
+    rows = [{"type": "metric", "job": "a", "step": i, "name": "loss", "value": float(i)} for i in range(4)]
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    events = tmp_path / run_id / "events.jsonl"
+    for end in range(0, len(text) + 1, 7):
+        events.write_text(text[:end])
+        assert len(runs.story(run_id).curves.get("loss", {})) == text[:end].count("\n")
+    events.write_text(text)
+    with events.open("a") as file:
+        file.write('{"torn\n' + json.dumps(rows[0] | {"value": 9.0}) + "\n")
+    assert runs.story(run_id).curves["loss"] == {0: 9.0, 1: 1.0, 2: 2.0, 3: 3.0}
+    assert runs.method(run_id) == "lora" and runs.config(run_id) == {"model": "shapes"}
+
+
+def test_training_first_lets_pictures_wait_and_once_lets_them_go(tmp_path: Path, pictures: Path) -> None:
+    from studio.lease import DeviceLease
+
+    app = App(tmp_path / "data")
+    set_priority(app.settings.data_dir, "training")
+    run_id = app.create(pictures, max_train_steps=100_000, checkpointing_steps=0)
+    app.runner.enqueue(run_id)
+    wait_for(lambda: app.runs.story(run_id).step > 2)
+    got, stop = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        with DeviceLease("cpu").held(stop.is_set) as mine:
+            got.set() if mine else None
+            stop.wait(LIMIT)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    step = app.runs.story(run_id).step
+    wait_for(lambda: app.runs.story(run_id).step > step + 5)
+    assert not got.is_set()
+    set_priority(app.settings.data_dir, "training", once=True)
+    wait_for(got.is_set)
+    wait_for(
+        lambda: app.runner.state(run_id) == "yielded" or read_priority(app.settings.data_dir) == ("training", False)
+    )
+    stop.set()
+    thread.join()
+    wait_for(lambda: read_priority(app.settings.data_dir) == ("training", False))
+    app.runner.cancel(run_id)
+    wait_for(lambda: app.runner.state(run_id) == "stopped")
+    app.runner.close()
+    with pytest.raises(InvalidRequest, match="must be one of"):
+        set_priority(app.settings.data_dir, "me")
