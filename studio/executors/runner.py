@@ -126,6 +126,10 @@ class Runner:
             )  # fmt: skip
         return rows
 
+    def announce(self) -> None:
+        """Tell pages to look again."""
+        self._changed()
+
     def told(self) -> dict[str, Any]:
         """Return what every page hears: {"runs": of those that are not over, "first": who goes first}."""
         return {"runs": self._active, "first": read_priority(self.settings.data_dir)[0]}

@@ -1,6 +1,8 @@
 """Plain routes of training runs: curves, samples, files, and what a person asks of a run."""
 
+import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from studio.store.priority import set_priority
 from studio.ui.bodies import problem, read_body
 from studio.ui.services import Training
 
+FRESH = 1.0  # seconds for which an answer is given again
 POINTS = 500  # of a curve that a page gets
 TRASH = ".trash"
 
@@ -25,6 +28,7 @@ class RunRoutes:
 
     def __init__(self, training: Training, settings: Settings) -> None:
         self._runs, self._runner, self._settings = training.runs, training.runner, settings
+        self._answers: dict[str, tuple[float, bytes]] = {}  # for all pages that look within a moment
 
     def table(self) -> list[Route]:
         """Return all routes."""
@@ -45,11 +49,17 @@ class RunRoutes:
 
     async def run(self, request: Request) -> Response:
         """Return everything that a page shows of one run."""
-        try:
-            found = await run_in_threadpool(self.details, request.path_params["id"])
-        except StudioError as error:
-            return problem(error, 404)
-        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+        run_id, now = request.path_params["id"], time.monotonic()
+        made, answer = self._answers.get(run_id, (0.0, b""))
+        if now - made > FRESH or not answer:
+            try:
+                answer = json.dumps(await run_in_threadpool(self.details, run_id)).encode()
+            except StudioError as error:
+                return problem(error, 404)
+            self._answers = {run_id: (now, answer)} | {
+                name: one for name, one in self._answers.items() if now - one[0] <= FRESH and name != run_id
+            }
+        return Response(answer, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     def details(self, run_id: str) -> dict[str, Any]:
         """Return a run's state, curves, checkpoints, samples, notices, config and the end of its log."""
@@ -107,6 +117,7 @@ class RunRoutes:
                 raise StudioError(f"action must be one of: {', '.join(actions)}")
             runs.folder(run_id)
             await run_in_threadpool(actions[action])
+            self._answers.clear()
         except StudioError as error:
             return problem(error)
         except OSError as error:
@@ -138,6 +149,7 @@ class RunRoutes:
                 set_priority(data_dir, first)
         except StudioError as error:
             return problem(error)
+        self._runner.announce()
         return JSONResponse(self._runner.told())
 
 
