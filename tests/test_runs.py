@@ -222,6 +222,16 @@ def test_what_waits_can_be_moved_and_taken_away(tmp_path: Path, pictures: Path) 
             app.runs.folder(wrong)
 
 
+def test_a_run_works_on_the_device_that_it_was_given(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "data" / "runs")
+    settings = Settings(data_dir=tmp_path / "data", device="cuda", cpu_threads=1)
+    runner = Runner(settings, runs, lambda: None, lambda: False)
+    usual, other = (runs.create("lora", "a", "model: shapes\n", device=device) for device in ("", "cuda:1"))
+    for run_id, device in ((usual, "cuda"), (other, "cuda:1")):
+        words = runner.command(run_id)
+        assert words[words.index("--device") + 1] == device
+
+
 def test_events_are_read_line_by_line_as_they_come(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     run_id = runs.create("lora", "a", "model: shapes\n")
