@@ -38,6 +38,7 @@ class DatasetRoutes:
             "captions": self._captions,
             "undo-captions": lambda name, body: {"number": self._datasets.undo_captions(name)},
             "remove": self._remove,
+            "discard": lambda name, body: {"place": str(self._datasets.discard(name))},
             "restore": self._restore,
             "add": self._add,
         }
