@@ -40,7 +40,7 @@ from studio.store.thumbnails import SIDES, make_thumbnail, upright_size
 from studio.store.trash import put_away, put_back
 from studio.store.uploads import Uploads
 
-NAME = re.compile(r"\w[\w .-]{0,62}[\w)]|\w")
+NAME = re.compile(r"\w[\w .()-]{0,62}[\w)]|\w")
 FORMER = "captions.json"
 
 
