@@ -76,8 +76,8 @@ window.studio.datasets = (() => {
     const dataset = name;
     const found = await ask("?" + asked());
     if (mine !== turn || dataset !== name) return;  // a later question was asked meanwhile
-    $("#sd-size-problem").textContent = found.error || "";
-    if (found.error) return;
+    if (found.error) { tell([found.error]); return; }
+    $("#sd-size-problem").textContent = found.size_problem;
     draw(found);
   }
 
@@ -87,6 +87,7 @@ window.studio.datasets = (() => {
     let before = null;
     for (const facts of found.pictures) {
       let row = rows.get(facts.name);
+      facts.bucket ??= null;
       if (!row) { row = { dataset: name }; rows.set(facts.name, row); Object.assign(row, facts); make(row); }
       Object.assign(row, facts);
       fill(row);
@@ -139,7 +140,8 @@ window.studio.datasets = (() => {
     if (row.crop) parts.push("cropped");
     if (row.mask) parts.push("mask");
     if (row.repeats > 1) parts.push(`shown ${row.repeats} times`);
-    parts.push(row.left_out ? "left out" : "→ " + row.bucket.join(" x ") + (row.enlarged ? ", enlarged" : ""));
+    if (row.left_out) parts.push("left out");
+    else if (row.bucket) parts.push("→ " + row.bucket.join(" x ") + (row.enlarged ? ", enlarged" : ""));
     return parts.join(" · ");
   }
 
