@@ -354,7 +354,7 @@ window.studio.datasets = (() => {
     const list = groups(files);
     uploading = { stop: false };
     let added = 0;
-    let last = Date.now();
+    const watch = setInterval(() => { if (dataset === name) load(); }, 3000);
     $("#sd-progress").hidden = false;
     for (let i = 0; i < list.length && !uploading.stop; i++) {
       $("#sd-progress-line").textContent = list.length > 1 ? `${i + 1} of ${list.length}: ${list[i][0].path}` : `${list[i][0].path} …`;
@@ -362,10 +362,10 @@ window.studio.datasets = (() => {
       const answer = await sendGroup(list[i], dataset);
       added += answer.pictures?.length || 0;
       if (dataset === name) tell(answer.refused || []), tell(answer.notes || [], true);
-      if (Date.now() - last > 2000) { last = Date.now(); load(); }
     }
     const stopped = uploading.stop;
     uploading = null;
+    clearInterval(watch);
     $("#sd-progress").hidden = true;
     if (dataset === name) tell([`${added} ${added === 1 ? "picture" : "pictures"} added${stopped ? "; the rest was stopped" : ""}.`], true);
     await load();
