@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from studio.dataset_commands import datasets
 from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
@@ -68,6 +69,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         ("adapters", "list LoRA and embeddings, what they fit and what calls them"),
         ("schedulers", "list the sampling methods"),
         ("families", "list the model families"),
+        ("datasets", "list the datasets, with how many pictures and captions each has"),
         ("reindex", "rebuild the index from the picture files"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
@@ -333,6 +335,7 @@ COMMANDS = {
         adapters,
         schedulers,
         families,
+        datasets,
         reindex,
         prompt_report,
         convert,

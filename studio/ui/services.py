@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.settings import Settings
+from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.library import Library
@@ -52,6 +53,7 @@ class Services:
     library: Library
     downloads: Downloads
     tokens: Tokens
+    datasets: Datasets
     training: Training | None = None  # not offered to strangers
 
     @property
