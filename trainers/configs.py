@@ -160,6 +160,15 @@ class TrainingConfig(Frozen):
         str, control("Negative prompt", "samples", "For all samples.", max_length=2000)
     ] = ""
     validation_seed: Annotated[int, control("Sample seed", "samples", "Of the first.", ge=0, le=SEED_MAX)] = 0
+    scorer: Annotated[
+        str,
+        control(
+            "Scorer",
+            "samples",
+            "Judges samples: automatic, none, pixels, shapes, or a CLIP or DINOv2 folder. Draws the class too.",
+            max_length=1000,
+        ),
+    ] = "automatic"
     validation_size: Annotated[
         int, control("Held-out pictures", "samples", "Not trained on; their loss tells overfitting.", ge=0, le=1000)
     ] = 0

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = frozenset(
         "validation_seed",
         "validation_steps",
         "report_to",
+        "scorer",
         "recommended_weight",
         "trigger_word",
     }
