@@ -130,7 +130,14 @@ class TrainingConfig(Frozen):
     cache_latents: Annotated[
         bool, control("Cache latents", "speed", "Encode pictures once; the VAE then leaves memory.")
     ] = True
-    compile: Annotated[bool, control("Compile", "speed", "torch.compile: slow start, faster steps on a GPU.")] = False
+    compile: Annotated[
+        bool,
+        control(
+            "Compile",
+            "speed",
+            "torch.compile: slow start (minutes), faster steps; needs triton or a C++ compiler.",
+        ),
+    ] = False
     snr_gamma: Annotated[
         float | None,
         control("Min SNR gamma", "loss", "Weighs noise levels evenly; 5 is usual. Not for flow models.", gt=0, le=100),

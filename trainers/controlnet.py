@@ -155,6 +155,10 @@ class ControlNetMethod(Method):
         return rows
 
     @property
+    def asked(self) -> list[Any]:
+        return [self.parts.denoiser.network, self.network]
+
+    @property
     def scored(self) -> frozenset[str]:
         """Samples follow the training pictures' own control pictures: they are meant to be like them."""
         return frozenset({"prompt"})

@@ -126,6 +126,8 @@ class Scoring:
             scores = {name: round(statistics.fmean(values), 4) for name, values in told.items() if values}
             recipe = [scorer.title, [one.request.model_dump(mode="json") for one in samples]]
             self._run.metric(step, **scores)
+            if self._config.report_to != "none":
+                self._trainer.accelerator.log(scores, step=step)
             self._run.flush()  # the scores' file never stands without its events
             self._run.remember(
                 scores_name(step),

@@ -34,6 +34,7 @@ from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
 from trainers.models import Parts, Pixels, cache_folder, load_parts
+from trainers.needs import check_needs
 from trainers.run import Run
 from trainers.sampling import Painter, Sampler, Wanted
 from trainers.scorers.choice import scorer_folders
@@ -72,8 +73,7 @@ class Session:
 
     def estimate(self) -> dict[str, Any]:
         """Say how long the run takes and how much memory it needs; nothing is written but the cache."""
-        pictures, reference = self._pictures(), self._reference()
-        device = open_device(self.settings.device, self.settings.cpu_threads)
+        device, pictures, reference = self._opened()
         with DeviceLease(device.key).held(self._should_stop):
             run = Unheld(self.folder)
             return estimate(self._trainer(run, pictures, reference, device, self._accelerator(device)))
@@ -85,8 +85,7 @@ class Session:
             InvalidRequest: one sentence, before a model is loaded.
             StudioError: if the run could not go on; its newest checkpoint is kept.
         """
-        pictures, reference = self._pictures(), self._reference()
-        device = open_device(self.settings.device, self.settings.cpu_threads)
+        device, pictures, reference = self._opened()
         accelerator = self._accelerator(device)
         run = Run(self.folder) if accelerator.is_main_process else Unheld(self.folder)
         try:
@@ -106,9 +105,11 @@ class Session:
             self._lease.close()
             run.close()
 
-    def _scorers(self) -> list[Path]:
-        """Return the folders of the encoders that score samples."""
-        return scorer_folders(self.config.scorer, self.settings.part_roots)
+    def _opened(self) -> tuple[Device, Pictures, ModelRef | None]:
+        """Return what a run works with, and refuse what it would miss later."""
+        device = open_device(self.settings.device, self.settings.cpu_threads)
+        check_needs(self.config, device.place.type, self.settings.part_roots)
+        return device, self._pictures(), self._reference()
 
     def _library(self, *folders: Path) -> Library:
         """Return the models of the settings, and those in some folders."""
@@ -116,8 +117,6 @@ class Session:
         return Library((*folders, *self.settings.model_folders), memory, self.settings.part_roots)
 
     def _pictures(self) -> Pictures:
-        """Read what is learnt from, and refuse what the run could not use later."""
-        self._scorers()
         root = self.settings.data_dir / "datasets"
         captioned = "instance_prompt" not in self.config.idle
         pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word, captioned=captioned)
@@ -180,7 +179,7 @@ class Session:
             self._lease.enter_context(lease.held(self._should_stop))
         trainer = self.trainer = self._trainer(run, pictures, reference, device, accelerator)
         sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
-        scoring = Scoring(trainer, self._scorers(), device.place)
+        scoring = Scoring(trainer, scorer_folders(self.config.scorer, self.settings.part_roots), device.place)
         if resume and trainer.resume():
             logger.info("going on after step %d", trainer.step)
             if accelerator.is_main_process and not scoring.done(trainer.step):  # it was killed before they were drawn
@@ -237,6 +236,9 @@ class Session:
         parts.release(words=not learns_words and not self.config.shuffle_caption, pictures=self.config.cache_latents)
         method: Method = made(self.config, parts)
         method.prepare(material)
+        if self.config.compile:
+            for network in method.asked:
+                network.compile()
         return Trainer(
             self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
         )

@@ -105,6 +105,10 @@ class UnconditionalMethod(Method):
         return number > 0
 
     @property
+    def asked(self) -> list[Any]:
+        return [self.network]
+
+    @property
     def scored(self) -> frozenset[str]:
         return frozenset()
 
