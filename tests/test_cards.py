@@ -16,7 +16,7 @@ from studio.settings import Settings
 from tests.conftest import MODELS
 from tests.training import config_of, draw_pictures, losses, train
 from trainers.needs import compile_problem
-from trainers.session import Session
+from trainers.session import Session, Unheld
 
 CARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"rank": 2, "recommended_weight": 0.7}),
@@ -105,7 +105,7 @@ def test_compile_reaches_the_networks_that_a_step_asks(tmp_path: Path, pictures:
         method, config_of(method, pictures, **own), Settings(data_dir=tmp_path, device="cpu"), tmp_path, bool
     )
     device, shown, reference = session._opened()
-    trainer = session._trainer(None, shown, reference, device, session._accelerator(device))
+    trainer = session._trainer(Unheld(tmp_path), shown, reference, device, session._accelerator(device))
     compiled = [one for one in trainer.method.modules() if one._compiled_call_impl is not None]
     asked = trainer.method.asked
     assert len(asked) == (2 if method == "controlnet" else 1)

@@ -130,8 +130,8 @@ class ControlNetMethod(Method):
     def code(self, prompt: str) -> str:
         name = type(self.parts.pipe).__name__.replace("Pipeline", "ControlNetPipeline")
         lines = ["import torch", f"from diffusers import ControlNetModel, {name}"]
-        lines += ["from diffusers.utils import load_image", ""]
-        lines += [f"controlnet = ControlNetModel.from_pretrained({self.config.output_name!r})"]
+        lines += ["from diffusers.utils import load_image", "", *self.device_code()]
+        lines += [f"controlnet = ControlNetModel.from_pretrained({self.config.output_name!r}, torch_dtype=dtype)"]
         lines += self.base_code(name, "controlnet=controlnet")
         return "\n".join([*lines, f'pipe({prompt!r}, image=load_image("{CONTROL}")).images[0].save("picture.png")'])
 

@@ -70,10 +70,9 @@ class FullMethod(Method):
 
     def code(self, prompt: str) -> str:
         name = type(self.parts.pipe).__name__
-        load = f"pipe = {name}.from_pretrained({self.config.output_name!r})"
-        device = 'pipe.to("cuda" if torch.cuda.is_available() else "cpu")'
+        load = f"pipe = {name}.from_pretrained({self.config.output_name!r}, torch_dtype=dtype).to(device)"
         draw = f'pipe({prompt!r}).images[0].save("picture.png")'
-        return "\n".join(["import torch", f"from diffusers import {name}", "", load, device, draw])
+        return "\n".join(["import torch", f"from diffusers import {name}", "", *self.device_code(), load, draw])
 
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         return request.model_copy(update={"model": artifact.name})

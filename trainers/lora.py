@@ -125,7 +125,8 @@ class LoraMethod(Method):
         if self.config.network_type in ("loha", "lokr"):  # diffusers 0.42 reads neither
             return ""
         name = type(self.parts.pipe).__name__
-        lines = ["import torch", f"from diffusers import {name}", "", *self.base_code(name), *self.loading()]
+        lines = ["import torch", f"from diffusers import {name}", ""]
+        lines += [*self.device_code(), *self.base_code(name), *self.loading()]
         return "\n".join([*lines, f'pipe({prompt!r}).images[0].save("picture.png")'])
 
     def loading(self) -> list[str]:

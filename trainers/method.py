@@ -152,10 +152,18 @@ class Method(torch.nn.Module):
         """Return lines of Python that load the base model into `pipe`, with a pipeline of diffusers."""
         path = Path(self.parts.reference.path)
         loader = "from_single_file" if path.is_file() else "from_pretrained"
-        told = ", ".join([repr(path.name if path.is_file() else self.parts.reference.id), *options])
+        place = repr(path.name if path.is_file() else self.parts.reference.id)
         return [
-            f"pipe = {name}.{loader}({told})  # the base model: its folder, or its name on the Hub",
-            'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+            f"base = {place}  # the base model: its folder or file, or its name on the Hub",
+            f"pipe = {name}.{loader}({', '.join(['base', *options, 'torch_dtype=dtype'])}).to(device)",
+        ]
+
+    def device_code(self) -> list[str]:
+        """Return lines of Python that choose `device` and `dtype`; flow models overflow in float16."""
+        half = "float16" if self.parts.denoiser.prefix == "unet" else "bfloat16"
+        return [
+            'device = "cuda" if torch.cuda.is_available() else "cpu"',
+            f'dtype = torch.{half} if device == "cuda" else torch.float32',
         ]
 
     def plain_prompt(self, prompt: str) -> str:

@@ -187,7 +187,7 @@ class TextualInversion(Method):
         name = type(self.parts.pipe).__name__
         file = self.embeddings_of(Path(f"{self.config.output_name}.safetensors"))[0].name
         lines = ["import torch", f"from diffusers import {name}", "from safetensors.torch import load_file", ""]
-        lines += [*self.base_code(name), f"vectors = load_file({file!r})"]
+        lines += [*self.device_code(), *self.base_code(name), f"vectors = load_file({file!r})"]
         for part in self.vectors:
             reads = f"text_encoder=pipe.{part}, tokenizer=pipe.{part.replace('text_encoder', 'tokenizer')}"
             token = repr(self.config.placeholder_token)
