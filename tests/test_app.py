@@ -17,7 +17,6 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
-from benchmarks.shapes.judge import judge
 from studio.settings import ROOT
 from studio.spec import GenerationRequest
 from studio.store.metadata import read_picture
@@ -25,6 +24,7 @@ from studio.ui.api import Api
 from studio.ui.forms import build_control, facts_of, fields_of, from_page, to_page
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 from tests.conftest import App, launch
+from trainers.scorers.reading import judge
 
 PROMPT = "a red circle on a blue background"
 PUBLIC = {

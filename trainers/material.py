@@ -197,6 +197,12 @@ class Material:
             sizes.setdefault(item.example, item.size)
         return [Shown(self.pictures.examples[i], sizes[i], CENTER, False) for i in list(sizes)[:number]]
 
+    def learnt(self) -> list[tuple[Shown, str]]:
+        """Return the pictures that are learnt from, in the middle and not mirrored, each with its caption."""
+        places = list(dict.fromkeys(item.example for item in self.plan.items))
+        shown = self.first_shown(len(places))
+        return [(one, self.pictures.captions[place]) for one, place in zip(shown, places, strict=True)]
+
     def _cache_latents(self, wanted: Sequence[tuple[int, tuple[int, int]]]) -> Cache | None:
         if not self.config.cache_latents:
             return None
