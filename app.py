@@ -17,6 +17,7 @@ from studio.errors import StudioError
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
 from studio.store.blobs import limit_pillow
+from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
@@ -167,6 +168,7 @@ class Studio:
         self.plotter.start()
         self.tokens = Tokens(settings.data_dir / "tokens.json")
         self.downloads = Downloads(settings.data_dir, self.tokens)
+        self.datasets = Datasets(settings.data_dir / "datasets")
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -185,7 +187,8 @@ class Studio:
         from studio.ui.services import Services
 
         return Services(
-            self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens
+            self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens,
+            self.datasets,
         )  # fmt: skip
 
     def launch(self, *, block: bool) -> Any:

@@ -83,7 +83,7 @@ class Pictures:
 
     @property
     def fingerprint(self) -> list[list[Any]]:
-        """What a resumed run compares: name, content, caption and repeats of each picture, with its mask and its condition."""
+        """What a resumed run compares: name, content, caption and repeats of each picture, its mask, its condition, its crop."""
         return [
             [
                 e.path.name,
@@ -92,6 +92,7 @@ class Pictures:
                 repeats,
                 beside_of(e.mask),
                 beside_of(e.conditioning),
+                *([list(e.crop)] if e.crop else []),
             ]
             for e, caption, repeats in zip(self.examples, self.captions, self.repeats, strict=True)
         ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.settings import Settings
+from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.library import Library
@@ -28,6 +29,7 @@ class Services:
     library: Library
     downloads: Downloads
     tokens: Tokens
+    datasets: Datasets
 
     @property
     def public(self) -> bool:
