@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from studio.dataset_commands import add_dataset_flags, dataset_doctor
 from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
@@ -77,6 +78,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
     add_merge_flags(commands)
+    add_dataset_flags(commands)
     add_download_flags(
         commands.add_parser("download", help="get a model from the Hugging Face Hub, its mirror, or Civitai")
     )
@@ -339,6 +341,7 @@ COMMANDS = {
         merge,
         download,
         doctor,
+        dataset_doctor,
     )
 }
 

@@ -18,11 +18,10 @@ WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 @dataclass(frozen=True)
 class Caption:
-    """What is shown with a picture; `given` says whether it stands in a file of the picture's own."""
+    """What is said with a picture."""
 
     picture: str
     text: str
-    given: bool = True
 
 
 def caption_findings(captions: Sequence[Caption], trigger: str, class_word: str) -> Iterator[Finding]:

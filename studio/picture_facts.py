@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from studio.store.blobs import DECODE_ERRORS, decode, kind_of, opened
+from studio.store.edits import Crop, cropped
 
 ORIENTATION = 0x0112  # EXIF's tag
 WAVES, DCT_SIDE = 8, 32
@@ -46,7 +47,7 @@ class PictureFacts:
     at: int
 
 
-def measure(data: bytes, crop: tuple[float, float, float, float] | None = None, side: int = 512) -> PictureFacts:
+def measure(data: bytes, crop: Crop | None = None, side: int = 512) -> PictureFacts:
     """Measure a picture file.
 
     Args:
@@ -59,8 +60,7 @@ def measure(data: bytes, crop: tuple[float, float, float, float] | None = None, 
     """
     picture = decode(data)
     size = picture.size
-    if crop:
-        picture = picture.crop(tuple(round(part * length) for part, length in zip(crop, (*size, *size), strict=True)))
+    picture = cropped(picture, crop)
     transparent = 0.0
     if picture.mode == "RGBA":
         transparent = float((np.asarray(picture.getchannel("A")) < 255).mean())
