@@ -246,6 +246,7 @@ class Studio:
     def _tidy(self) -> None:
         """Remove what a crash left half written, and enter pictures that the index does not know."""
         writer.sweep(self.gallery.root)
+        self.datasets.uploads.clear()
         for old in self.settings.tool_pictures.glob("*.png"):
             old.unlink(missing_ok=True)
         self.gallery.reconcile()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from studio.dataset_commands import add_dataset_flags, dataset_doctor
+from studio.dataset_commands import datasets
+from studio.doctor_command import add_doctor_flags, dataset_doctor
 from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
@@ -69,6 +70,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         ("adapters", "list LoRA and embeddings, what they fit and what calls them"),
         ("schedulers", "list the sampling methods"),
         ("families", "list the model families"),
+        ("datasets", "list the datasets, with how many pictures and captions each has"),
         ("reindex", "rebuild the index from the picture files"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
@@ -78,7 +80,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
     add_merge_flags(commands)
-    add_dataset_flags(commands)
+    add_doctor_flags(commands)
     add_download_flags(
         commands.add_parser("download", help="get a model from the Hugging Face Hub, its mirror, or Civitai")
     )
@@ -335,6 +337,7 @@ COMMANDS = {
         adapters,
         schedulers,
         families,
+        datasets,
         reindex,
         prompt_report,
         convert,

@@ -10,9 +10,9 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -27,19 +27,18 @@ from studio.store.datasets import (
     MASK_END,
     PICTURES,
     Dataset,
-    caption_file,
-    list_pictures,
     mask_file,
     read_dataset,
     read_metadata,
-    read_text,
 )
 from studio.store.edits import Crop, Edit, checked_crop, crop_box, edit_bytes, edit_file, read_edit
 from studio.store.folders import natural
 from studio.store.gallery import storage_error, utc_now
 from studio.store.intake import RESERVED
+from studio.store.pictures import Picture, Pictures
 from studio.store.thumbnails import SIDES, make_thumbnail, upright_size
 from studio.store.trash import put_away, put_back
+from studio.store.uploads import Uploads
 
 NAME = re.compile(r"\w[\w .-]{0,62}[\w)]|\w")
 FORMER = "captions.json"
@@ -49,33 +48,6 @@ class Keep(Enum):
     """Stands for a value that stays as it is."""
 
     KEEP = "keep"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is shown of a picture of a dataset.
-
-    Attributes:
-        name: its path relative to the dataset's folder, with `/`.
-        caption: what stands beside it, or in `metadata.jsonl`; None if nothing does.
-        edit: crop and whether it is left out.
-        has_mask: whether a part of it counts.
-        size: (width, height), upright and not cropped; None if it cannot be read.
-        problem: why it cannot be used; "" if it seems usable (its pixels are decoded when training begins).
-        repeats: how often an epoch shows it.
-        words: kohya's: what its folder's name says.
-        stamp: changes with the file.
-    """
-
-    name: str
-    caption: str | None
-    edit: Edit
-    has_mask: bool
-    size: tuple[int, int] | None
-    problem: str = ""
-    repeats: int = 1
-    words: str = ""
-    stamp: str = ""
 
 
 class Datasets:
@@ -89,8 +61,9 @@ class Datasets:
         self.root = root
         self.cache = root.parent / "cache" / "datasets"
         self.trash = root.parent / "trash" / "datasets"
+        self.uploads = Uploads(root.parent / "cache" / "uploads")
         self._lock = threading.RLock()
-        self._sizes: dict[Path, tuple[str, tuple[int, int] | None, str]] = {}
+        self._pictures = Pictures()
 
     def names(self) -> list[str]:
         """List the datasets."""
@@ -162,37 +135,19 @@ class Datasets:
 
     def pictures(self, name: str) -> list[Picture]:
         """List a dataset's pictures, those that are left out too; cheap, because no pixel is decoded."""
-        folder = self.folder(name)
-        told = read_metadata(folder / "metadata.jsonl").rows
-        return [
-            self._picture(folder, path, repeats, words, told.get(path.relative_to(folder).as_posix(), (None, None))[0])
-            for path, repeats, words in list_pictures(folder)
-        ]
+        return self._pictures.list(self.folder(name))
 
-    def _picture(self, folder: Path, path: Path, repeats: int, words: str, caption: str | None) -> Picture:
-        name, edit = path.relative_to(folder).as_posix(), Edit()
-        stamp, size, problem = self._known_size(folder, path)
-        try:
-            if text_file := caption_file(path):
-                caption = " ".join(read_text(text_file)[0].split())
-            edit = read_edit(path)
-        except Refused as refusal:
-            problem = problem or str(refusal)
-        return Picture(name, caption, edit, mask_file(path).is_file(), size, problem, repeats, words, stamp)
-
-    def _known_size(self, folder: Path, path: Path) -> tuple[str, tuple[int, int] | None, str]:
-        try:
-            facts = path.stat()
-            stamp = f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
-            if self._sizes.get(path, ("",))[0] != stamp:
-                if not path.resolve().is_relative_to(folder.resolve()):
-                    raise Refused("is a link to a place outside of the folder; copy the file itself")
-                self._sizes[path] = stamp, upright_size(path), ""
-        except Refused as refusal:
-            self._sizes[path] = stamp, None, str(refusal)
-        except OSError as error:
-            return "", None, f"cannot be read ({error.strerror or error}); remove it"
-        return self._sizes[path]
+    def summary(self, name: str) -> dict[str, Any]:
+        """Return a dataset's name, and how many pictures, captions and masks it has."""
+        found = self.pictures(name)
+        used = [one for one in found if not one.edit.left_out]
+        return {
+            "name": name,
+            "pictures": len(used),
+            "captions": sum(bool(one.caption) for one in used),
+            "masks": sum(one.has_mask for one in used),
+            "left_out": len(found) - len(used),
+        }
 
     def thumbnail(self, name: str, picture: str, side: int = SIDES[0]) -> Path:
         """Return a small WebP of a picture, upright and not cropped.
@@ -330,6 +285,10 @@ class Datasets:
             for picture, text in wanted.items():
                 self.set_caption(name, picture, text)
         return len(wanted)
+
+    def can_undo(self, name: str) -> bool:
+        """Whether `undo_captions` has something to put back."""
+        return (self.trash / name / FORMER).is_file()
 
     def undo_captions(self, name: str) -> int:
         """Put back the captions as they were before `change_captions`, which this can undo too; return how many.

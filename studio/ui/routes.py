@@ -22,6 +22,7 @@ from studio.store.index import Filter
 from studio.store.lora_cards import cover_of
 from studio.store.metadata import without_paths
 from studio.store.prompt_reports import PromptReports
+from studio.ui.dataset_routes import DatasetRoutes
 from studio.ui.services import Services
 
 PAGE = 50
@@ -65,6 +66,7 @@ class Routes:
             Route("/studio/job/{action}", self.job, methods=["POST"]),
             Route("/studio/plot/{action}", self.plot, methods=["POST"]),
             Route("/studio/prompt-report", self.prompt_report, methods=["POST"]),
+            *([] if self._services.public else DatasetRoutes(self._services).table()),
         ]
 
     def _owner(self, request: Request) -> str:
