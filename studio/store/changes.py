@@ -134,15 +134,19 @@ class ChangeSet:
         self._told = read_metadata(datasets.folder(name) / METADATA)
         self.number = 0
 
-    def add(self, change: Change) -> None:
-        """Make one change; one that changes nothing is not noted.
+    def now(self, picture: str, kind: str) -> Any:
+        """Return what stands there now, see `state_of`."""
+        return state_of(self._datasets, self._name, picture, kind, self._told)
+
+    def add(self, change: Change) -> bool:
+        """Make one change; one that changes nothing is not noted. Return whether it was made.
 
         Raises:
             InvalidRequest: if the dataset has no such picture, or the value is none.
             StorageError: if the disk refuses.
         """
         name, picture, kind = self._name, change.picture, change.kind
-        before = state_of(self._datasets, name, picture, kind, self._told)
+        before = self.now(picture, kind)
         value: Any = self._mask(change) if kind == "mask" else change.value
         after: Any = value
         if kind == "mask":
@@ -152,7 +156,7 @@ class ChangeSet:
         elif kind == "crop" and value:
             after = [round(one, 6) for one in value]
         if before == after:
-            return
+            return False
         try:
             if kind == "mask" and before:
                 data = mask_file(self._datasets.path(name, picture)).read_bytes()
@@ -172,6 +176,7 @@ class ChangeSet:
             self._datasets.set_edit(name, picture, crop=value)
         else:
             self._datasets.set_mask(name, picture, value)
+        return True
 
     def _mask(self, change: Change) -> Image.Image | None:
         """Return the mask that a change means, white counts: `alpha` is what the picture shows."""
