@@ -122,6 +122,7 @@ def _add_picture(folder: Path, cache: Path, brought: Brought, here: dict[int, li
     digest = hashlib.sha256(data).hexdigest()
     for path in here.get(len(data), ()):
         if writer.file_sha256(path) == digest:
+            _keep_words(path, brought, added)
             raise Refused(
                 f"is the same picture as {path.relative_to(folder).as_posix()}, which is here; not added twice"
             )
@@ -133,6 +134,13 @@ def _add_picture(folder: Path, cache: Path, brought: Brought, here: dict[int, li
     added.captions += brought.caption is not None
     save_thumbnail(image, SIDES[0], thumbnail_file(target, SIDES[0], cache))
     return target.relative_to(folder).as_posix()
+
+
+def _keep_words(path: Path, brought: Brought, added: Added) -> None:
+    """Take the caption that came with a picture that is here, if that has none."""
+    if brought.caption is not None and caption_file(path) is None:
+        writer.write_file(path.with_suffix(CAPTIONS[0]), _caption_bytes(brought.caption(), brought.name, added))
+        added.captions += 1
 
 
 Place = Callable[[Path, Path], Path]  # (picture, dataset's folder) -> file

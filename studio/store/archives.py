@@ -14,7 +14,9 @@ TOTAL_MAX = 4_000_000_000  # bytes, unpacked
 RATIO_MAX = 100
 RATIO_FROM = 1_000_000  # bytes; a short text may well be packed better than that
 NESTED = re.compile(r"\.(zip|tar|tgz|gz|bz2|xz|zst|7z|rar)$", re.IGNORECASE)
-CLUTTER = re.compile(r"(^|/)(__MACOSX/|\.|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE)  # what systems leave in folders
+CLUTTER = re.compile(
+    r"(^|/)(__MACOSX/|\.(?!\.)|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE
+)  # what systems leave in folders
 ENCRYPTED, UTF8 = 0x1, 0x800  # flags of a member
 CHUNK = 1 << 20
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)

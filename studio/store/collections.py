@@ -40,7 +40,7 @@ from studio.store.thumbnails import SIDES, make_thumbnail, upright_size
 from studio.store.trash import put_away, put_back
 from studio.store.uploads import Uploads
 
-NAME = re.compile(r"\w[\w .-]{0,62}[\w)]|\w")
+NAME = re.compile(r"\w[\w .()-]{0,62}[\w)]|\w")
 FORMER = "captions.json"
 
 
@@ -135,7 +135,7 @@ class Datasets:
 
     def pictures(self, name: str) -> list[Picture]:
         """List a dataset's pictures, those that are left out too; cheap, because no pixel is decoded."""
-        return self._pictures.list(self.folder(name))
+        return self._pictures.read(self.folder(name))
 
     def summary(self, name: str) -> dict[str, Any]:
         """Return a dataset's name, and how many pictures, captions and masks it has."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from studio.store.blobs import Refused
 from studio.store.datasets import caption_file, list_pictures, mask_file, read_metadata, read_text
-from studio.store.edits import Edit, read_edit
+from studio.store.edits import Edit, crop_box, read_edit
 from studio.store.thumbnails import upright_size
 
 
@@ -42,7 +42,7 @@ class Pictures:
     def __init__(self) -> None:
         self._sizes: dict[Path, tuple[str, tuple[int, int] | None, str]] = {}
 
-    def list(self, folder: Path) -> list[Picture]:
+    def read(self, folder: Path) -> list[Picture]:
         """Return the pictures of a dataset's folder, those that are left out too."""
         told = read_metadata(folder / "metadata.jsonl").rows
         found = []
@@ -54,8 +54,10 @@ class Pictures:
                 if text_file := caption_file(path):
                     caption = " ".join(read_text(text_file)[0].split())
                 edit = read_edit(path)
+                if edit.crop and size:
+                    crop_box(edit.crop, size)
             except Refused as refusal:
-                problem = problem or str(refusal)
+                edit, problem = Edit(left_out=edit.left_out), problem or str(refusal)
             has_mask = mask_file(path).is_file()
             found.append(Picture(name, caption, edit, has_mask, size, problem, repeats, words, stamp))
         return found

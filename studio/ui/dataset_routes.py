@@ -16,7 +16,7 @@ from starlette.routing import Route
 from studio.buckets import Size, bucket_of, bucket_sizes, cut_part, fill_buckets, is_enlarged
 from studio.caption_edits import edit_of, tag_counts
 from studio.errors import InvalidRequest, StudioError, shown
-from studio.store.collections import Picture
+from studio.store.collections import Datasets, Picture
 from studio.store.edits import crop_box
 from studio.store.thumbnails import SIDES
 from studio.ui.services import Services
@@ -31,16 +31,21 @@ class DatasetRoutes:
     """The handlers, as methods over the same services."""
 
     def __init__(self, services: Services) -> None:
-        self._datasets = services.datasets
+        self._services = services
         self._actions: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
             "caption": self._caption,
             "edit": self._edit,
             "captions": self._captions,
             "undo-captions": lambda name, body: {"number": self._datasets.undo_captions(name)},
             "remove": self._remove,
+            "discard": lambda name, body: {"place": str(self._datasets.discard(name))},
             "restore": self._restore,
             "add": self._add,
         }
+
+    @property
+    def _datasets(self) -> Datasets:
+        return self._services.datasets
 
     def table(self) -> list[Route]:
         """Return all routes."""
