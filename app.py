@@ -17,6 +17,8 @@ from studio.errors import StudioError
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
 from studio.store.blobs import limit_pillow
+from studio.store.captions import Captions
+from studio.store.changes import Changes
 from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
@@ -169,6 +171,8 @@ class Studio:
         self.tokens = Tokens(settings.data_dir / "tokens.json")
         self.downloads = Downloads(settings.data_dir, self.tokens)
         self.datasets = Datasets(settings.data_dir / "datasets")
+        self.changes = Changes(self.datasets)
+        self.captions = Captions(settings, self.datasets, self.changes, self.tokens)
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -188,7 +192,7 @@ class Studio:
 
         return Services(
             self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens,
-            self.datasets,
+            self.datasets, self.changes, self.captions,
         )  # fmt: skip
 
     def launch(self, *, block: bool) -> Any:
@@ -254,6 +258,7 @@ class Studio:
     def close(self) -> None:
         """End the worker; what was running is queued again at the next start."""
         self.downloads.close()
+        self.captions.close()
         self.plotter.close()
         self.dispatcher.close()
         self.database.close()

@@ -100,7 +100,6 @@ def save_tagger(folder: Path, *, steps: int = 20) -> Path:
     config = {
         "architecture": "test_resnet",
         "num_classes": len(TAG_ROWS),
-        "model_args": arguments,
         "pretrained_cfg": facts,
     }
     (folder / "config.json").write_text(json.dumps(config))

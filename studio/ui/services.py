@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.settings import Settings
+from studio.store.captions import Captions
+from studio.store.changes import Changes
 from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
@@ -30,6 +32,8 @@ class Services:
     downloads: Downloads
     tokens: Tokens
     datasets: Datasets
+    changes: Changes
+    captions: Captions
 
     @property
     def public(self) -> bool:
