@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from studio.findings import Change, Finding, Fix, named
+from studio.findings import Change, Finding, Fix, counted, named
 from studio.word_facts import WordFacts, advice
 
 ALIKE_FROM, SIDED_FROM = 3, 5  # captions from which on it means something that all say the same
@@ -59,7 +59,8 @@ def _places(text: str, word: str) -> list[re.Match[str]]:
 
 
 def _missing(without: list[str], trigger: str, class_word: str) -> Finding:
-    text = f"{len(without)} without a caption: {named(without)}. Write one, or let Auto-captioning do it"
+    number = counted(len(without), "picture", "pictures")
+    text = f"{number} without a caption: {named(without)}. Write one, or let Auto-captioning do it"
     if not trigger:
         return Finding("no-caption", "problem", f"{text}; or give the training an instance prompt.", tuple(without))
     words = f"{trigger} {class_word}".strip()
@@ -75,7 +76,8 @@ def _trigger(said: Sequence[Caption], trigger: str) -> Iterator[Finding]:
         yield Finding(
             "no-trigger",
             "problem",
-            f"{len(without)} captions do not have the trigger word {trigger!r}: {named(names)}. What they show is not learnt "
+            f"{counted(len(without), 'caption does', 'captions do')} "
+            f"not have the trigger word {trigger!r}: {named(names)}. What they show is not learnt "
             "as yours.",
             names,
             Fix("Put it in front", changes),
@@ -87,7 +89,8 @@ def _trigger(said: Sequence[Caption], trigger: str) -> Iterator[Finding]:
         yield Finding(
             "trigger-twice",
             "doubt",
-            f"{len(twice)} captions have the trigger word {trigger!r} more than once: {named(names)}. Once is enough.",
+            f"{counted(len(twice), 'caption has', 'captions have')} "
+            f"the trigger word {trigger!r} more than once: {named(names)}. Once is enough.",
             names,
             Fix("Keep the first", changes),
         )
@@ -115,7 +118,8 @@ def _class(said: Sequence[Caption], trigger: str, class_word: str) -> Iterator[F
     shorter = [(one.picture, _without_repeats(one.text, class_word)) for one in again]
     changes = tuple(Change(picture, "caption", text) for picture, text in shorter if text)
     text = (
-        f"{len(again)} captions repeat the class word {class_word!r}: {named(names)}. What they show leaks into every "
+        f"{counted(len(again), 'caption repeats', 'captions repeat')} "
+        f"the class word {class_word!r}: {named(names)}. What they show leaks into every "
         f"{class_word}; say it once, beside {trigger or 'the trigger word'!r}"
     )
     whole = len(changes) == len(again)

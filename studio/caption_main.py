@@ -22,7 +22,7 @@ from studio.captioning import FOLDER, TAGS, Captioner, look_at
 from studio.download_main import hub_plan, run
 from studio.engine.canvas import flatten
 from studio.engine.devices import Device, open_device
-from studio.errors import ModelError, StudioError
+from studio.errors import InvalidRequest, ModelError, StudioError
 from studio.lease import DeviceLease
 from studio.sources import Source, captioner_files
 from studio.store import writer
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 QUESTION = "Describe this image in one sentence."  # for models that are asked in a chat and were given no prompt
 TASK = "<CAPTION>"  # Florence-2's usual one
+ASKED = 2  # tokens that begin a caption without a prompt
 CHARACTER, GENERAL = "4", "0"  # categories of tags; the rest are ratings
 SHORT = 3  # letters up to which a tag is a face such as ^_^ and keeps its underscore
 
@@ -181,12 +182,20 @@ def load_captioner(found: Captioner, device: Device, order: dict[str, Any]) -> D
         raise ModelError(f"{found.name} lacks {len(missing)} weights ({missing[0]}); copy it again")
     model = model.to(device.place).eval()
     prompt = order["prompt"] or (TASK if config.model_type == "florence2" else "")
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
 
     def describe(image: Image.Image) -> str:
         inputs = {
             name: one.to(device.place, device.dtype if one.is_floating_point() else one.dtype)
             for name, one in inputs_of(processor, image, prompt).items()
         }
+        taken = inputs["input_ids"].shape[-1] if "input_ids" in inputs else ASKED
+        if order["max_length"] + taken > positions:
+            raise InvalidRequest(
+                "max_length",
+                f"max_length={order['max_length']} is more than {found.name} can write after this prompt; use at most "
+                f"{max(1, positions - taken)}",
+            )
         made = model.generate(**inputs, max_new_tokens=order["max_length"], do_sample=False)
         said, *asked = (
             processor.batch_decode(ids, skip_special_tokens=True)[0]

@@ -10,7 +10,7 @@ from typing import Any
 from studio.buckets import bucket_of, bucket_sizes
 from studio.caption_doctor import Caption, caption_findings, trigger_finding
 from studio.errors import InvalidRequest
-from studio.findings import Change, Finding, Fix, leave_out, named
+from studio.findings import Change, Finding, Fix, counted, leave_out, named
 from studio.picture_facts import PictureFacts, alike, measure
 from studio.store.blobs import Refused, read_file
 from studio.store.datasets import Dataset, Example, list_pictures, read_dataset
@@ -131,7 +131,7 @@ def _unreadable(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(
             "unreadable",
             "problem",
-            f"{len(names)} cannot be used: {named(names)}. {reason}.",
+            f"{counted(len(names), 'file', 'files')} cannot be used: {named(names)}. {reason}.",
             tuple(names),
             leave_out("Leave out", names),
         )
@@ -182,7 +182,8 @@ def _blurred(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding(
             "blurred",
             "doubt",
-            f"{len(names)} without a sharp edge: {named(names)} (edges are spread over {worst:.1f} pixels or less; a sharp "
+            f"{counted(len(names), 'picture', 'pictures')} "
+            f"without a sharp edge: {named(names)} (edges are spread over {worst:.1f} pixels or less; a sharp "
             "picture has about 1). The model learns to blur.",
             tuple(names),
             leave_out("Leave out", names),
@@ -191,7 +192,8 @@ def _blurred(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding(
             "blank",
             "doubt",
-            f"{len(blank)} with hardly anything to see: {named(blank)}. There is no edge in it.",
+            f"{counted(len(blank), 'picture', 'pictures')} "
+            f"without any edge: {named(blank)}. It is empty, or blurred beyond use.",
             tuple(blank),
             leave_out("Leave out", blank),
         )
@@ -211,7 +213,8 @@ def _small(looked: Sequence[Looked], aim: Aim) -> Iterator[Finding]:
         yield Finding(
             "too-small",
             "doubt",
-            f"{len(names)} too small for {aim.resolution} pixels: {named(names)}. {one.name} ({one.example.size[0]} x "
+            f"{counted(len(names), 'picture is', 'pictures are')} "
+            f"too small for {aim.resolution} pixels: {named(names)}. {one.name} ({one.example.size[0]} x "
             f"{one.example.size[1]}) is enlarged {scale:.1f} times and looks soft; take larger ones, or train at a lower resolution.",
             tuple(names),
             leave_out("Leave out", names),
@@ -240,7 +243,8 @@ def _buckets(looked: Sequence[Looked], aim: Aim) -> Iterator[Finding]:
     yield Finding(
         "lonely-bucket",
         "doubt",
-        f"{len(names)} alone in a bucket: {named(names)} ({shown}). With a batch size above 1 such a picture fills a batch by "
+        f"{counted(len(names), 'picture is', 'pictures are')} "
+        f"alone in a bucket: {named(names)} ({shown}). With a batch size above 1 such a picture fills a batch by "
         f"itself and counts more. Cropping it in the middle into the next bucket cuts off {most:.0%} at most.",
         names,
         Fix("Crop into the next bucket", tuple(changes)),
@@ -267,7 +271,8 @@ def _transparent(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding(
             "transparent",
             "note",
-            f"{len(names)} with transparent parts: {named(names)}. They become white; with masks, which training with "
+            f"{counted(len(names), 'picture has', 'pictures have')} "
+            f"transparent parts: {named(names)}. They become white; with masks, which training with "
             "masked loss follows, only what is opaque counts.",
             names,
             Fix("Make masks of what is opaque", tuple(Change(name, "mask", "alpha") for name in names)),
@@ -280,6 +285,8 @@ def _turned(looked: Sequence[Looked]) -> Iterator[Finding]:
         yield Finding(
             "turned",
             "note",
-            f"{len(names)} stored on the side, as phones do: {named(names)}. Nothing to do: they are read upright.",
+            f"{counted(len(names), 'picture is', 'pictures are')} "
+            f"stored on the side, as phones do: {named(names)}. Nothing to do: they are "
+            "read upright.",
             names,
         )

@@ -69,3 +69,8 @@ def named(pictures: list[str] | tuple[str, ...]) -> str:
 def leave_out(title: str, pictures: list[str] | tuple[str, ...]) -> Fix:
     """Return what leaves pictures out of training."""
     return Fix(title, tuple(Change(picture, "left_out", True) for picture in pictures))
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """Begin a sentence with a number: `1 caption does`, `2 captions do`."""
+    return f"{number} {one if number == 1 else several}"

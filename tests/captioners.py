@@ -55,7 +55,7 @@ def blip_config() -> Any:
 
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     small |= {"initializer_range": 0.1, "projection_dim": 16}
-    text = small | {"vocab_size": len(WORDS), "max_position_embeddings": 32, "encoder_hidden_size": 32}
+    text = small | {"vocab_size": len(WORDS), "max_position_embeddings": 128, "encoder_hidden_size": 32}
     text |= {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     text |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     vision = small | {"image_size": SIDE, "patch_size": 16}

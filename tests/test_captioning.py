@@ -62,6 +62,10 @@ def test_a_captioner_says_what_is_to_be_seen(models: Path, tmp_path: Path) -> No
     asked = described(blip, pictures[:1], prompt="a")
     assert asked == {"red.png": "red circle"}
     assert described(blip, pictures[:1], max_length=1) == {"red.png": "a"}
+    with pytest.raises(
+        InvalidRequest, match="max_length=127 is more than blip can write after this prompt; use at most 126"
+    ):
+        described(blip, pictures[:1], max_length=127)
 
 
 def test_a_tagger_says_what_is_to_be_seen(models: Path, tmp_path: Path) -> None:

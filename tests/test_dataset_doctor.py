@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from benchmarks.shapes.render import render
-from benchmarks.shapes.world import Scene, Thing
+from benchmarks.shapes.render import fill_mask, render
+from benchmarks.shapes.world import COLOURS, Scene, Thing
 from studio.__main__ import main
 from studio.buckets import bucket_of, bucket_sizes
 from studio.dataset_doctor import Aim, examine
+from studio.engine.cutout import cut_out
 from studio.errors import InvalidRequest
 from studio.findings import Change, Finding
 from studio.picture_facts import measure
@@ -25,6 +26,8 @@ from studio.store.collections import Datasets
 from studio.store.datasets import mask_file, read_dataset
 from studio.store.tokenizers import Tokenizers
 from studio.store.triggers import judge_trigger
+from studio.tools import CutoutCall
+from studio.ui.mask_panel import in_editor, painted_on
 
 SCENES = (
     ("orange", "heart", "white", 0.4, 0.5),
@@ -115,7 +118,7 @@ FAULTS: dict[str, tuple[Break, str, str]] = {  # code -> what is broken, the pic
     ),
     "unreadable": (damage, "7.png", "cannot be decoded"),
     "blurred": (save("3.png", blur, caption(3)), "3.png", "without a sharp edge"),
-    "blank": (save("7.png", lambda: BLANK, "a sks toy, red"), "7.png", "hardly anything to see"),
+    "blank": (save("7.png", lambda: BLANK, "a sks toy, red"), "7.png", "without any edge"),
     "too-small": (save("3.png", lambda: scene(3, 64), caption(3)), "3.png", "3.png (64 x 64) is enlarged 2.0 times"),
     "lonely-bucket": (
         save("3.png", lambda: scene(3, 256).crop((0, 0, 256, 128)), caption(3)),
@@ -123,8 +126,8 @@ FAULTS: dict[str, tuple[Break, str, str]] = {  # code -> what is broken, the pic
         "alone in a bucket: 3.png (160 x 96)",
     ),
     "transparent": (save("3.png", see_through, caption(3)), "3.png", "become white"),
-    "no-caption": (write("2.txt", " "), "2.png", "1 without a caption: 2.png"),
-    "no-trigger": (write("2.txt", "a blue toy on grass"), "2.png", "do not have the trigger word 'sks'"),
+    "no-caption": (write("2.txt", " "), "2.png", "1 picture without a caption: 2.png"),
+    "no-trigger": (write("2.txt", "a blue toy on grass"), "2.png", "not have the trigger word 'sks'"),
     "trigger-twice": (write("2.txt", "sks toy on grass, sks"), "2.png", "more than once"),
     "class-word": (write("2.txt", "a sks toy, toy, on grass"), "2.png", "leaks into every toy"),
 }  # fmt: skip
@@ -330,3 +333,52 @@ def test_the_command_line_finds_mends_and_undoes(datasets: Datasets, tmp_path: P
     assert "problem  duplicate: 0.png, 7.png are the same file" in capsys.readouterr().out
     assert main([*folder, "--resolution", "128", "--fix", "all"]) == 2
     assert "only read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("style", ["flat", "striped"])
+def test_the_subject_is_found_without_weights(style: str) -> None:
+    shapes = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
+    rng = random.Random(style)
+    for shape in shapes[:: 1 if style == "flat" else 3]:
+        colour, background = rng.sample([*COLOURS], 2)
+        thing = Thing(colour, shape, 0.5 + rng.uniform(-0.12, 0.12), 0.5 + rng.uniform(-0.12, 0.12), 0.3)
+        picture, truth = render(Scene((thing,), background, style), rng), fill_mask(thing, 128) > 0
+        mask = cut_out(picture) > 0
+        assert (mask & truth).sum() / (mask | truth).sum() >= 0.9, (colour, shape, background)
+        assert np.array_equal(cut_out(picture) > 0, mask)
+
+
+def test_where_nothing_differs_from_the_border_paint_decides() -> None:
+    plain = np.full((64, 64, 3), 90, np.uint8)
+    assert not cut_out(plain).any()
+    two = render(
+        Scene((Thing("red", "circle", 0.3, 0.5, 0.15), Thing("blue", "square", 0.7, 0.5, 0.15)), "white"),
+        random.Random(1),
+    )
+    painted = np.zeros((128, 128), np.uint8)
+    painted[60:68, 60:68] = 255  # between the two
+    assert cut_out(two, painted)[60:68, 60:68].all()
+
+
+def test_the_tool_answers_with_a_mask(engine: Any) -> None:
+    thing = Thing("red", "heart", 0.5, 0.5, 0.3)
+    picture = Image.fromarray(render(Scene((thing,), "white"), random.Random(2)))
+    values, made = engine.use_tool(CutoutCall(image="given"), lambda reference, field: picture)
+    with Image.open(io.BytesIO(made["mask"])) as mask:
+        found, truth = np.asarray(mask.convert("L")) > 127, fill_mask(thing, 128) > 0
+    assert (found & truth).sum() / (found | truth).sum() >= 0.9
+    assert values["part"] == pytest.approx(found.mean())
+
+
+def test_what_is_painted_becomes_the_mask_as_large_as_the_picture() -> None:
+    picture = Image.new("RGB", (1600, 800), "white")
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (400, 200, 1200, 600))
+    editor = in_editor(picture, mask)
+    assert editor["background"].size == (768, 384)
+    back = painted_on(editor, picture.size)
+    assert back is not None and back.size == picture.size
+    same = np.asarray(back) == np.asarray(mask)
+    assert same.mean() > 0.99
+    assert painted_on(in_editor(picture, None), picture.size) is None
+    assert painted_on(None, picture.size) is None

@@ -8,7 +8,8 @@ import gradio as gr
 from studio.captioning import KINDS, CaptionSpec, captioners, parse_captioning
 from studio.errors import StudioError
 from studio.sources import readable
-from studio.store.captions import FAILED, RUNNING
+from studio.store.captions import FAILED, RUNNING, TITLE
+from studio.ui.doctor_panel import undone_line
 from studio.ui.forms import build_control
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -53,6 +54,7 @@ class CaptionPanel:
                 cancel = gr.Button(
                     TEXT["caption.cancel"], elem_id="sd-caption-cancel", min_width=100, interactive=False
                 )
+                undo = gr.Button(visible=False, elem_id="sd-caption-undo", min_width=140)
             said = gr.HTML("", padding=False, elem_id="sd-caption-said")
         timer, running = gr.Timer(POLL, active=False), gr.State(False)
         shown = [said, timer, cancel, running, changed]
@@ -66,6 +68,8 @@ class CaptionPanel:
         timer.tick(self.shown, [running, changed], shown, **QUIET)
         chosen.change(self.shown, [running, changed], shown, **QUIET)
         chosen.change(lambda: gr.update(choices=self.offered()), None, [model], **QUIET)
+        gr.on([chosen.change, changed.change], self.undoable, [chosen], [undo], **QUIET)
+        undo.click(self.undo, [chosen, changed], [said, changed], **QUIET)
 
     def offered(self) -> list[tuple[str, str]]:
         """Return (label, name) of the captioners that are here; one that cannot be used says why when it is chosen."""
@@ -87,6 +91,19 @@ class CaptionPanel:
             line = f'<div class="st-problem" role="alert">{html.escape(str(error))}</div>'
             return [line, gr.skip(), gr.skip(), gr.skip(), gr.skip()]
         return self.shown(True, changed)
+
+    def undoable(self, chosen: str | None) -> Any:
+        """Return what the button says that brings the old captions back; it is there only if they were changed last."""
+        title = self._services.changes.last(chosen) if chosen in self._services.datasets.names() else ""
+        return gr.update(visible=title.startswith(TITLE), value=TEXT["doctor.undo"].format(title=title))
+
+    def undo(self, chosen: str | None, changed: float) -> list[Any]:
+        """Put the captions back that were there before."""
+        try:
+            undone = self._services.changes.undo(chosen or "")
+        except StudioError as error:
+            return [f'<div class="st-problem" role="alert">{html.escape(str(error))}</div>', gr.skip()]
+        return [f'<div class="st-quiet">{html.escape(undone_line(undone))}</div>', changed + 1]
 
     def cancel(self, running: bool, changed: float) -> list[Any]:
         """Stop; what is made stays."""

@@ -10,6 +10,7 @@ from studio.dataset_doctor import Aim, Known, examine
 from studio.errors import StudioError
 from studio.findings import Finding
 from studio.spec import parse_request
+from studio.store.changes import Undone
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.tokenizers import Tokenizers
 from studio.store.triggers import judge_trigger
@@ -130,11 +131,8 @@ class DoctorPanel:
             undone = self._services.changes.undo(chosen or "")
         except StudioError as error:
             return [problem(error), (), self.offered(chosen), changed]
-        said = TEXT["doctor.undone"].format(title=undone.title, number=undone.number)
-        if undone.changed_since:
-            said += TEXT["doctor.undone.since"].format(pictures=", ".join(undone.changed_since))
         shown, found, offered = self.examine(progress, **values)
-        return [f'<div class="st-quiet">{html.escape(said)}</div>{shown}', found, offered, changed + 1]
+        return [f'<div class="st-quiet">{html.escape(undone_line(undone))}</div>{shown}', found, offered, changed + 1]
 
     def offered(self, chosen: str | None) -> Any:
         """Return what the Undo button says."""
@@ -184,6 +182,14 @@ class DoctorPanel:
             f'<div class="sd-drawn">{html.escape(line)}</div><div class="sd-thumbs">{figures}</div>'
             f'<div class="st-quiet">{waits}</div>{failed}'
         )
+
+
+def undone_line(undone: Undone) -> str:
+    """Say what an undo did."""
+    said = TEXT["doctor.undone"].format(title=undone.title, number=undone.number)
+    if undone.changed_since:
+        said += TEXT["doctor.undone.since"].format(pictures=", ".join(undone.changed_since))
+    return said
 
 
 def problem(error: StudioError) -> str:

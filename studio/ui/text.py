@@ -278,7 +278,7 @@ TEXT = {
     "doctor.draw.waits": "Being drawn: {done} of {number} …",
     "doctor.draw.unknown": "This model's words cannot be looked up here.",
     "caption": "Auto-captioning",
-    "caption.help": "A model describes every picture that is not left out. Undo in the dataset doctor brings the old captions back.",
+    "caption.help": "A model describes every picture that is not left out. Undo brings the old captions back.",
     "caption.model": "Captioner",
     "caption.custom": "A folder in models/captioners, or type owner/name of one on the Hugging Face Hub, such as {example}.",
     "caption.run": "Caption the pictures",
