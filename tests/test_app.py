@@ -426,6 +426,8 @@ def test_on_a_space_visitors_see_only_their_own(tmp_path: Path) -> None:
             visitors[0].post("/studio/images", json={"action": "trash", "ids": [made["images"][0]["id"]]}).status_code
             == 400
         )
+        assert visitors[0].get("/studio/datasets/x?resolution=512&step=64").status_code == 404
+        assert "sd-chosen" not in visitors[0].get("/config").text
         assert "path" not in visitors[0].get(f"/studio/metadata/{made['images'][0]['id']}").json()["record"]["model"]
     finally:
         running.stop()

@@ -838,9 +838,13 @@ def test_wrong_calls_are_one_sentence(
 @pytest.mark.parametrize(
     "query", ["", "resolution=10&step=64", "resolution=500&step=64", "resolution=x&step=8", "resolution=512&step=9"]
 )
-def test_a_wrong_resolution_is_told(client: TestClient, query: str) -> None:
-    answer = client.get(f"{PLACE}?{query}")
-    assert (answer.status_code == 400 and "resolution=" in answer.json()["error"]) or "step=" in answer.json()["error"]
+def test_a_wrong_resolution_is_told(client: TestClient, store: Datasets, tmp_path: Path, query: str) -> None:
+    bring(store, tmp_path, {"a.png": as_file(drawn())})
+    found = client.get(f"{PLACE}?{query}").json()
+    assert [one["name"] for one in found["pictures"]] == ["a.png"] and found["buckets"] == []
+    assert found["size_problem"].startswith(("resolution=", "step="))
+    answer = client.get(f"{PLACE}/bucket?width=400&height=300&{query}")
+    assert answer.status_code == 400 and answer.json()["error"] == found["size_problem"]
 
 
 def test_strangers_find_nothing(store: Datasets) -> None:

@@ -1,5 +1,6 @@
 """Takes files into a dataset: each judged by its content, copied byte for byte, once; what is not taken is told."""
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
@@ -95,7 +96,7 @@ def _add_all(folder: Path, cache: Path, files: Mapping[str, Reader], added: Adde
             f"{len(found.pictures):,} pictures are too many at once; at most {PICTURES_MAX:,} are taken, bring fewer"
         )
         return
-    here = _sizes(folder)
+    here = Here(folder)
     for brought in found.pictures:
         try:
             added.pictures.append(_add_picture(folder, cache, brought, here, added))
@@ -107,28 +108,41 @@ def _add_all(folder: Path, cache: Path, files: Mapping[str, Reader], added: Adde
         _add_caption(folder, told, reader, added)
 
 
-def _sizes(folder: Path) -> dict[int, list[Path]]:
-    """Group a dataset's pictures by how many bytes they have: only those of the same number may have the same content."""
-    found: dict[int, list[Path]] = {}
-    for path, _, _ in list_pictures(folder):
-        if path.is_file():
-            found.setdefault(path.stat().st_size, []).append(path)
-    return found
+class Here:
+    """What a dataset holds while files are added: pictures by their number of bytes, of which only equals are compared, and stems.
+
+    Args:
+        folder: of the dataset.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.sizes: dict[int, list[Path]] = {}
+        self._stems: dict[Path, set[str]] = {}
+        for path, _, _ in list_pictures(folder):
+            if path.is_file():
+                self.sizes.setdefault(path.stat().st_size, []).append(path)
+
+    def stems(self, folder: Path) -> set[str]:
+        """Return the stems that are taken in a folder, in lower case: no two pictures share a caption."""
+        if folder not in self._stems:
+            names = folder.iterdir() if folder.is_dir() else ()
+            self._stems[folder] = {path.stem.casefold() for path in names}
+        return self._stems[folder]
 
 
-def _add_picture(folder: Path, cache: Path, brought: Brought, here: dict[int, list[Path]], added: Added) -> str:
+def _add_picture(folder: Path, cache: Path, brought: Brought, here: Here, added: Added) -> str:
     data = brought.read()
     image = decode(data)
     digest = hashlib.sha256(data).hexdigest()
-    for path in here.get(len(data), ()):
+    for path in here.sizes.get(len(data), ()):
         if writer.file_sha256(path) == digest:
             _keep_words(path, brought, added)
             raise Refused(
                 f"is the same picture as {path.relative_to(folder).as_posix()}, which is here; not added twice"
             )
     extras = _extras(brought, added)
-    target = _written_new(folder / brought.folder, safe_name(brought.name, data), data)
-    here.setdefault(len(data), []).append(target)
+    target = _written_new(folder / brought.folder, safe_name(brought.name, data), data, here)
+    here.sizes.setdefault(len(data), []).append(target)
     for place, content in extras:
         writer.write_file(place(target, folder), content)
     added.captions += brought.caption is not None
@@ -199,21 +213,19 @@ def _caption_bytes(data: bytes, name: str, added: Added) -> bytes:
     return text.encode()
 
 
-def _written_new(folder: Path, name: str, data: bytes) -> Path:
+def _written_new(folder: Path, name: str, data: bytes, here: Here) -> Path:
     """Write a file under a name whose stem no other picture has, so that no two share a caption."""
-    stem, ending = name.rpartition(".")[0], name.rpartition(".")[2]
-    taken = {path.stem.casefold() for path in folder.glob("*")} if folder.is_dir() else set()
-    number = 1
+    stem, _, ending = name.rpartition(".")
+    taken, number = here.stems(folder), 1
     while True:
         fresh = stem if number == 1 else f"{stem}-{number}"
         number += 1
         if fresh.casefold() in taken:
             continue
-        try:
+        taken.add(fresh.casefold())
+        with contextlib.suppress(FileExistsError):  # another process was faster
             writer.write_file(folder / f"{fresh}.{ending}", data, replace=False)
-        except FileExistsError:  # another process was faster
-            continue
-        return folder / f"{fresh}.{ending}"
+            return folder / f"{fresh}.{ending}"
 
 
 def _add_caption(folder: Path, told: str, reader: Reader, added: Added) -> None:

@@ -62,7 +62,7 @@ class Datasets:
         self.cache = root.parent / "cache" / "datasets"
         self.trash = root.parent / "trash" / "datasets"
         self.uploads = Uploads(root.parent / "cache" / "uploads")
-        self._lock = threading.RLock()
+        self._lock, self._adding = threading.RLock(), threading.Lock()  # a long upload holds up no edit
         self._pictures = Pictures()
 
     def names(self) -> list[str]:
@@ -172,7 +172,7 @@ class Datasets:
             InvalidRequest: if there is no such dataset.
             StorageError: if the disk refuses; what was taken before stays.
         """
-        with self._lock:
+        with self._adding:
             return add_files(self.folder(name), self.cache, files)
 
     def add_folder(self, name: str, source: Path) -> Added:
@@ -182,7 +182,7 @@ class Datasets:
             InvalidRequest: if there is no such folder or dataset.
             StorageError: if the disk refuses; what was taken before stays.
         """
-        with self._lock:
+        with self._adding:
             return add_folder(self.folder(name), self.cache, source)
 
     def set_caption(self, name: str, picture: str, text: str) -> str:
@@ -248,11 +248,16 @@ class Datasets:
             StorageError: if it is not on disk afterwards.
         """
         path = self.path(name, picture)
-        if image is not None and image.size != upright_size(path):
-            width, height = upright_size(path)
-            raise InvalidRequest(
-                "mask", f"mask has {image.width} x {image.height} pixels; {picture} has {width} x {height}, make it so"
-            )
+        if image is not None:
+            try:
+                width, height = upright_size(path)
+            except Refused as refusal:
+                raise InvalidRequest("picture", f"{picture} {refusal}") from None
+            if image.size != (width, height):
+                raise InvalidRequest(
+                    "mask",
+                    f"mask has {image.width} x {image.height} pixels; {picture} has {width} x {height}, make it so",
+                )
         self._write(mask_file(path), encode(image.convert("L")) if image else None, f"the mask of {picture}")
 
     def _write(self, path: Path, data: bytes | None, what: str) -> None:

@@ -61,7 +61,11 @@ class DatasetRoutes:
         """Return a dataset: its pictures, their tags, and the buckets for a resolution."""
 
         def read() -> dict[str, Any]:
-            name, sizes = request.path_params["name"], sizes_of(request)
+            name, sizes, wrong = request.path_params["name"], [], ""
+            try:
+                sizes = sizes_of(request)
+            except InvalidRequest as error:  # the pictures are shown all the same
+                wrong = str(error)
             pictures = self._datasets.pictures(name)
             used = [one for one in pictures if not one.edit.left_out and one.size]
             return {
@@ -70,8 +74,9 @@ class DatasetRoutes:
                 "tags": tag_counts(one.caption or "" for one in pictures if not one.edit.left_out),
                 "buckets": [
                     {"size": bucket.size, "pictures": bucket.pictures, "enlarged": bucket.enlarged, "cut": bucket.cut}
-                    for bucket in fill_buckets([shown_size(one) for one in used], sizes)
+                    for bucket in (fill_buckets([shown_size(one) for one in used], sizes) if sizes else [])
                 ],
+                "size_problem": wrong,
                 "removed": len(self._datasets.removed(name)),
                 "can_undo": self._datasets.can_undo(name),
             }
@@ -247,7 +252,7 @@ def bucket_facts(size: Size, sizes: list[Size]) -> dict[str, Any]:
 
 def row_of(picture: Picture, sizes: list[Size]) -> dict[str, Any]:
     """Return what the page shows of a picture."""
-    facts = bucket_facts(shown_size(picture), sizes) if picture.size else {}
+    facts = bucket_facts(shown_size(picture), sizes) if picture.size and sizes else {}
     return facts | {
         "name": picture.name, "caption": picture.caption, "crop": picture.edit.crop, "left_out": picture.edit.left_out,
         "mask": picture.has_mask, "size": picture.size, "problem": picture.problem, "repeats": picture.repeats,

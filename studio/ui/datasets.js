@@ -76,8 +76,8 @@ window.studio.datasets = (() => {
     const dataset = name;
     const found = await ask("?" + asked());
     if (mine !== turn || dataset !== name) return;  // a later question was asked meanwhile
-    $("#sd-size-problem").textContent = found.error || "";
-    if (found.error) return;
+    if (found.error) { tell([found.error]); return; }
+    $("#sd-size-problem").textContent = found.size_problem;
     draw(found);
   }
 
@@ -87,6 +87,7 @@ window.studio.datasets = (() => {
     let before = null;
     for (const facts of found.pictures) {
       let row = rows.get(facts.name);
+      facts.bucket ??= null;
       if (!row) { row = { dataset: name }; rows.set(facts.name, row); Object.assign(row, facts); make(row); }
       Object.assign(row, facts);
       fill(row);
@@ -139,7 +140,8 @@ window.studio.datasets = (() => {
     if (row.crop) parts.push("cropped");
     if (row.mask) parts.push("mask");
     if (row.repeats > 1) parts.push(`shown ${row.repeats} times`);
-    parts.push(row.left_out ? "left out" : "→ " + row.bucket.join(" x ") + (row.enlarged ? ", enlarged" : ""));
+    if (row.left_out) parts.push("left out");
+    else if (row.bucket) parts.push("→ " + row.bucket.join(" x ") + (row.enlarged ? ", enlarged" : ""));
     return parts.join(" · ");
   }
 
@@ -352,7 +354,7 @@ window.studio.datasets = (() => {
     const list = groups(files);
     uploading = { stop: false };
     let added = 0;
-    let last = Date.now();
+    const watch = setInterval(() => { if (dataset === name) load(); }, 3000);
     $("#sd-progress").hidden = false;
     for (let i = 0; i < list.length && !uploading.stop; i++) {
       $("#sd-progress-line").textContent = list.length > 1 ? `${i + 1} of ${list.length}: ${list[i][0].path}` : `${list[i][0].path} …`;
@@ -360,10 +362,10 @@ window.studio.datasets = (() => {
       const answer = await sendGroup(list[i], dataset);
       added += answer.pictures?.length || 0;
       if (dataset === name) tell(answer.refused || []), tell(answer.notes || [], true);
-      if (Date.now() - last > 2000) { last = Date.now(); load(); }
     }
     const stopped = uploading.stop;
     uploading = null;
+    clearInterval(watch);
     $("#sd-progress").hidden = true;
     if (dataset === name) tell([`${added} ${added === 1 ? "picture" : "pictures"} added${stopped ? "; the rest was stopped" : ""}.`], true);
     await load();
