@@ -126,8 +126,9 @@ def edge_spread(picture: Image.Image, side: int) -> float:
     scale = side / min(picture.size)
     width, height = (max(8, round(length * scale)) for length in picture.size)
     grey = np.asarray(picture.convert("L").resize((width, height), Image.Resampling.LANCZOS), float)
-    for axis in (0, 1):
-        grey = np.apply_along_axis(np.convolve, axis, grey, SMOOTHING, "valid")
+    for _ in range(2):  # along one axis, then along the other
+        rows = len(grey) - len(SMOOTHING) + 1
+        grey = np.sum([weight * grey[i : rows + i] for i, weight in enumerate(SMOOTHING)], axis=0).T
     down, right = np.gradient(grey)
     steepness = down**2 + right**2
     if steepness.max() < EDGE**2:

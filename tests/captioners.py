@@ -26,10 +26,10 @@ def circle(colour: str, seed: int, side: int = 64) -> Image.Image:
 
 
 def lessons() -> list[tuple[Image.Image, str]]:
-    return [(circle(colour, seed), colour) for seed in range(3) for colour in COLOURS]
+    return [(circle(colour, seed), colour) for seed in range(6) for colour in COLOURS]
 
 
-def save_blip(folder: Path, *, steps: int = 70) -> Path:
+def save_blip(folder: Path, *, steps: int = 100) -> Path:
     """Train and save a BLIP that says `a {colour} circle`."""
     from transformers import BertTokenizer, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
@@ -40,7 +40,7 @@ def save_blip(folder: Path, *, steps: int = 70) -> Path:
     pixels = processor(images=[picture for picture, _ in lessons()], return_tensors="pt").pixel_values
     ids = tokenizer([f"a {colour} circle" for _, colour in lessons()], return_tensors="pt").input_ids
     ids[:, 0] = WORDS.index("[DEC]")
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(steps):
         model(pixel_values=pixels, input_ids=ids, labels=ids).loss.backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from studio.store.collections import Datasets
 from studio.store.tokens import Tokens
 from tests.captioners import COLOURS, TAG_ROWS, circle, save_blip, save_tagger
 from tests.conftest import wait_for
+from tests.hub import Hub
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +255,27 @@ def texts(datasets: Datasets) -> dict[str, str | None]:
     return {one.name.removesuffix(".png"): one.caption for one in datasets.pictures("circles")}
 
 
-def test_the_command_line_captions_and_undoes(datasets: Datasets, tmp_path: Path, capsys: Any) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield server
+    server.close()
+
+
+def test_the_command_line_fetches_a_captioner_captions_and_undoes(
+    hub: Hub, datasets: Datasets, tmp_path: Path, capsys: Any
+) -> None:
+    """The captioner comes from a Hub, with which nothing is shared but its files; a pickle beside them is left there."""
+    folder = tmp_path / "models" / "captioners" / "blip"
+    hub.repos["anna/blip"] = {path.name: path.read_bytes() for path in folder.iterdir()} | {"pytorch_model.bin": b"x"}
+    shutil.rmtree(folder)
     told = ["--data-dir", str(tmp_path), "--device", "cpu", "caption"]
     before = texts(datasets)
-    assert main([*told, "circles", "--captioner", "blip", "--prefix", "sks"]) == 0
+    assert main([*told, "circles", "--captioner", "anna/blip", "--prefix", "sks"]) == 0
     out = capsys.readouterr()
+    assert (folder / "config.json").is_file() and not (folder / "pytorch_model.bin").exists()
     assert "red.png: a red circle" in out.out and "3 of 3 captions written" in out.err
     after = {colour: f"sks, a {colour} circle" for colour in COLOURS} | {"green": "my own"}
     assert texts(datasets) == after
