@@ -17,6 +17,8 @@ from studio.errors import StudioError
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
 from studio.store.blobs import limit_pillow
+from studio.store.captions import Captions
+from studio.store.changes import Changes
 from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
@@ -174,6 +176,8 @@ class Studio:
         if self.policy.mode not in ("share", "space"):
             self.runner.start()
         self.datasets = Datasets(settings.data_dir / "datasets")
+        self.changes = Changes(self.datasets)
+        self.captions = Captions(settings, self.datasets, self.changes, self.tokens)
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -193,8 +197,7 @@ class Studio:
 
         return Services(
             self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens,
-            self.datasets,
-            self._training(),
+            self.datasets, self.changes, self.captions, self._training(),
         )  # fmt: skip
 
     def _training(self) -> "Training | None":
@@ -271,6 +274,7 @@ class Studio:
         """End the worker; what was running is queued again at the next start."""
         self.runner.close()
         self.downloads.close()
+        self.captions.close()
         self.plotter.close()
         self.dispatcher.close()
         self.database.close()

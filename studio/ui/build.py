@@ -18,8 +18,8 @@ from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js")
-STYLES = ("page.css", "datasets.css")
+SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js")
+STYLES = ("page.css", "datasets.css", "doctor.css")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
 

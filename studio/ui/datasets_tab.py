@@ -11,6 +11,9 @@ import yaml
 from studio.errors import InvalidRequest, StudioError
 from studio.store.adding import Added
 from studio.store.kohya import ENDINGS, read_kohya
+from studio.ui.caption_panel import CaptionPanel
+from studio.ui.doctor_panel import DoctorPanel
+from studio.ui.mask_panel import MaskPanel
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 
@@ -117,6 +120,8 @@ class DatasetsTab:
         if self._services.policy.mode == "local":
             self._build_import(name, said)
         gr.HTML(FRAME, padding=False)
+        for panel in (DoctorPanel, CaptionPanel, MaskPanel):
+            panel(self._services).build(self.chosen, self.changed)
         self.train = gr.Button(TEXT["datasets.train"], variant="primary", elem_id="sd-train")
         how = gr.Markdown(elem_id="sd-how")
         self.train.click(self.how, [self.chosen], [how], **quiet)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from studio.settings import Settings
+from studio.store.captions import Captions
+from studio.store.changes import Changes
 from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
@@ -54,6 +56,8 @@ class Services:
     downloads: Downloads
     tokens: Tokens
     datasets: Datasets
+    changes: Changes
+    captions: Captions
     training: Training | None = None  # not offered to strangers
 
     @property
