@@ -32,6 +32,8 @@ PURE = {
     "preprocessors",
     "prompt_syntax",
     "chunks",
+    "picture_facts",
+    "word_facts",
     "embeddings",
     "dynamic_prompts",
     "styles",

@@ -17,6 +17,7 @@ from studio.engine.inversions import Inversions
 from studio.errors import InvalidRequest, ModelError, shown
 from studio.spec import GenerationRequest
 from studio.store import writer
+from studio.word_facts import look_up
 from trainers.checkpoints import read_adapter
 from trainers.data import Batch
 from trainers.denoisers import Told
@@ -25,7 +26,6 @@ from trainers.lora import LoraMethod, checkpoint_gradients
 from trainers.material import Material
 from trainers.method import Method, Rate
 from trainers.models import Parts
-from trainers.tokens import look_up
 
 logger = logging.getLogger(__name__)
 
