@@ -16,7 +16,9 @@ WAVES, DCT_SIDE = 8, 32
 ALIKE = 0.985  # correlation of two signatures from which on two pictures show the same
 LEVELS = 12.0  # of 255, by which the mean colours of pictures that show the same may differ
 LOOKED_AT = 1024  # pixels of the short side at which sharpness is measured at most: what is beyond is never trained
-SMOOTHING = np.array([1, 4, 6, 4, 1]) / 16  # against noise, which looks sharp; spreads edges by a standard deviation of 1
+SMOOTHING = (
+    np.array([1, 4, 6, 4, 1]) / 16
+)  # against noise, which looks sharp; spreads edges by a standard deviation of 1
 EDGE = 6.0  # levels a pixel that the steepest places of a picture with something in it exceed
 FOOT, NEAR = 9.0, 9  # squared levels a pixel that belong to an edge; pixels across that are looked at around one
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from studio.buckets import bucket_of, bucket_sizes
 from studio.errors import InvalidRequest, shown
 from studio.store import writer
 from studio.store.datasets import Dataset, Example, find_dataset, read_dataset
@@ -27,7 +28,7 @@ from trainers.data import (
 from trainers.denoisers import Told
 from trainers.losses import offset_noise
 from trainers.models import Parts
-from trainers.plan import CENTER, CROPS, Chances, Draw, Item, Plan, bucket_of, bucket_sizes, shuffled
+from trainers.plan import CENTER, CROPS, Chances, Draw, Item, Plan, shuffled
 
 logger = logging.getLogger(__name__)
 
