@@ -29,6 +29,7 @@ from tests.conftest import App, launch
 PROMPT = "a red circle on a blue background"
 PUBLIC = {
     "/merge",
+    *("/train", "/estimate", "/runs", "/run", "/stop"),
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
     *(
         "/preprocess",

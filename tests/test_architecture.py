@@ -52,6 +52,7 @@ PURE = {
     "recommended",
     "sources",
     "file_kinds",
+    "training",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),

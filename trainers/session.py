@@ -26,6 +26,7 @@ from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
 from studio.store.priority import pictures_first
+from studio.training.models import training_problem, whole_model
 from trainers.config_files import dump_config
 from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig
 from trainers.estimate import estimate
@@ -122,10 +123,8 @@ class Session:
         if "model" in self.config.idle:
             return None
         model = self.library.get(self.config.model)
-        if model.kind:
-            raise InvalidRequest(
-                "model", f"model={model.id!r} is of the kind {model.kind}, which is not trained; choose another"
-            )
+        if problem := training_problem(self.name, model, whole=whole_model(self.name, self.config.model_dump())):
+            raise InvalidRequest("model", problem)
         return self.library.reference(model)
 
     def _accelerator(self, device: Device) -> Accelerator:

@@ -13,11 +13,12 @@ from studio.ui.plot_panel import PlotPanel
 from studio.ui.png_info_panel import build_png_info
 from studio.ui.services import Services
 from studio.ui.text import TEXT
+from studio.ui.train_tab import TrainTab
 from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "plots.js", "prompts.js")
+SCRIPTS = ("page.js", "plots.js", "prompts.js", "train.js")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
 
@@ -38,6 +39,9 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build(page, tabs)
             with gr.Tab(TEXT["tab.gallery"], id="gallery") as tab:
                 build_gallery_tab(tab)
+            if services.training:
+                with gr.Tab(TEXT["tab.train"], id="train") as tab:
+                    TrainTab(services).build(page, tab, tabs)
             with gr.Tab(TEXT["tab.models"], id="models") as tab:
                 ModelsTab(services).build(tab)
             with gr.Tab(TEXT["tab.tools"], id="tools") as tab, gr.Tabs(elem_id="st-tools") as tools:
