@@ -15,6 +15,13 @@ FOLLOWING = (
     *("instance_prompt", "class_prompt", "trigger_word", "placeholder_token", "initializer_token"),
     *("validation_prompts", "output_name"),
 )
+# Which decisions a method asks for, besides the pictures.
+ASKED: dict[str, tuple[str, ...]] = {
+    "dreambooth": ("word", "thing"),
+    "lora": ("word",),
+    "textual-inversion": ("word", "thing"),
+}
+DERIVED = frozenset({("textual-inversion", "trigger_word")})  # its config makes it of the placeholder
 SCENE, SMALL_SCENE = "a house by a lake", "a red circle on a blue background"
 NAME_MAX = 40
 
@@ -57,12 +64,13 @@ def proposal(
     values["dataset"] = decided.dataset
     if model and "model" in fields:
         values["model"] = model.id
-    return values
+    return {name: value for name, value in values.items() if (method, name) not in DERIVED}
 
 
 def following(method: str, model: Model | None, decided: Decisions) -> dict[str, Any]:
     """Return the prompts, samples and names that follow from decisions."""
-    word, thing = decided.word.strip(), decided.thing.strip()
+    asked = ASKED.get(method, ())
+    word, thing = (getattr(decided, name).strip() if name in asked else "" for name in ("word", "thing"))
     small = bool(model and model.words)  # a model of few words is asked in its own
     photo, scene = ("", SMALL_SCENE) if small else ("a photo of ", SCENE)
     of_class = f"{photo}{'an' if thing[0].lower() in 'aeiou' else 'a'} {thing}" if thing else ""
@@ -79,9 +87,9 @@ def following(method: str, model: Model | None, decided: Decisions) -> dict[str,
         made["validation_prompts"] = [f"{scene}, {word} style", scene] if word else [scene]
     elif method == "textual-inversion":
         called = placeholder_of(word)
-        made |= {"placeholder_token": called, "initializer_token": thing, "trigger_word": called}
+        made |= {"placeholder_token": called, "initializer_token": thing}
         made["validation_prompts"] = [one for one in (f"{photo or 'a '}{called}", of_class) if one]
-    elif method == "full":
+    elif method in ("full", "controlnet"):
         made["validation_prompts"] = [scene]
     return made
 

@@ -9,7 +9,8 @@ from pydantic.fields import FieldInfo
 from studio.errors import InvalidRequest, shown
 
 SEVERAL = ("words", "numbers", "wholes", "pairs", "concepts")
-_WORDS = {"ge": "from {:,.15g}", "gt": "above {:,.15g}", "le": "to {:,.15g}", "lt": "below {:,.15g}"}
+_LOW = {"ge": "{:,.15g}", "gt": "more than {:,.15g}"}
+_HIGH = {"le": "{:,.15g}", "lt": "less than {:,.15g}"}
 
 
 def fields_of(config_class: type[Any]) -> dict[str, FieldInfo]:
@@ -41,12 +42,16 @@ def kind_of(field: FieldInfo) -> tuple[str, bool]:
 
 def limits_of(field: FieldInfo) -> str:
     """Say in a few words which numbers a field takes; "" if it holds none, or any."""
-    found = {}
-    for rule in field.metadata:
-        for name, words in _WORDS.items():
-            if getattr(rule, name, None) is not None:
-                found[name] = words.format(getattr(rule, name))
-    return " ".join(found[name] for name in _WORDS if name in found)
+    ends = []
+    for words in (_LOW, _HIGH):
+        told = [
+            (name, value)
+            for rule in field.metadata
+            for name in words
+            if (value := getattr(rule, name, None)) is not None
+        ]
+        ends.append(words[told[0][0]].format(told[0][1]) if told else "")
+    return " to ".join(end for end in ends if end)
 
 
 def defaults_of(config_class: type[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from gradio.components import Component
 from pydantic.fields import FieldInfo
 
 from studio.errors import InvalidRequest
+from studio.training.decisions import DERIVED
 from studio.training.values import fields_of, from_form, kind_of, limits_of, plain, to_form
 from studio.ui.forms import facts_of
 from studio.ui.text import TEXT
@@ -38,6 +39,7 @@ class TrainForm:
                 self.fields.setdefault(name, field)
         self.controls: dict[str, Any] = {}
         self._groups: dict[str, Any] = {}
+        self._told: dict[str, set[str]] = {}  # field -> what its component was told in place of the field's own
 
     def group_of(self, name: str) -> str:
         """Return the group in which a field is shown."""
@@ -59,13 +61,14 @@ class TrainForm:
             more: what the component is told besides.
         """
         field = self._field(name, method)
+        self._told[name] = set(more)
         kind, empty = kind_of(field)
         common: dict[str, Any] = {
             "label": facts_of(field)["label"],
             "info": self.help_of(field),
             "value": to_form(field, value),
             "elem_id": f"train-{name}",
-            "visible": name in fields_of(self._methods[method]),
+            "visible": name in fields_of(self._methods[method]) and (method, name) not in DERIVED,
             "min_width": 200,
         } | more
         made: Any
@@ -109,10 +112,11 @@ class TrainForm:
         made: list[Any] = []
         for name in self.controls:
             field = mine.get(name)
-            if field is None:
+            if field is None or (method, name) in DERIVED:
                 made.append(gr.update(visible=False))
                 continue
             told = {"label": facts_of(field)["label"], "info": self.help_of(field)}
+            told = {key: text for key, text in told.items() if key not in self._told[name]}
             made.append(gr.update(visible=True, value=to_form(field, values[name]), **told))
         placed = {*FIRST, *PROMPTS}
         groups = {self.group_of(name) for name in mine if name not in placed}
@@ -125,12 +129,18 @@ class TrainForm:
             InvalidRequest: if what is typed cannot be read as what a field holds.
         """
         fields = fields_of(self._methods[method])
-        return {name: from_form(name, field, shown[name]) for name, field in fields.items() if name in shown}
+        return {
+            name: from_form(name, field, shown[name])
+            for name, field in fields.items()
+            if name in shown and (method, name) not in DERIVED
+        }
 
     def read_what_can(self, method: str, shown: Mapping[str, Any]) -> dict[str, Any]:
         """Return plain values of those fields that can be read."""
         made = {}
         for name, field in fields_of(self._methods[method]).items():
+            if (method, name) in DERIVED:
+                continue
             try:
                 made[name] = plain(name, field, from_form(name, field, shown[name]))
             except (InvalidRequest, KeyError):

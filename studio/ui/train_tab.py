@@ -10,7 +10,7 @@ import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
 from studio.store.datasets import find_dataset
-from studio.training.decisions import FOLLOWING, Decisions, decisions_of, kept
+from studio.training.decisions import ASKED, DERIVED, FOLLOWING, Decisions, decisions_of, kept
 from studio.training.models import TAUGHT
 from studio.training.pictures import dataset_names, glance
 from studio.training.presets import Preset
@@ -24,8 +24,6 @@ from studio.ui.train_panels import EstimatePanel, OriginPanel, PresetPanel
 logger = logging.getLogger(__name__)
 
 CARDS = ("dreambooth", "lora", "textual-inversion", "full", "controlnet", "unconditional")
-WORDED = ("dreambooth", "lora", "textual-inversion")
-THINGS = ("dreambooth", "textual-inversion")
 # A field that follows from a decision -> the decision's control, beside which a mistake is told while that is empty.
 DECIDED = {"class_prompt": "thing", "initializer_token": "thing", "instance_prompt": "word"}
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
@@ -81,7 +79,7 @@ class TrainTab:
         with gr.Row():
             start = gr.Button(TEXT["train.start"], variant="primary", elem_id="train-start", scale=3, min_width=160)
             self._estimate.build_buttons()
-        gr.HTML('<div id="train-message" role="status" hidden></div>', padding=False)
+        gr.HTML('<div id="train-message" role="status" hidden></div>', padding=False, elem_classes="train-said")
         self._estimate.build_answer()
         with gr.Accordion(TEXT["train.all"], open=False, elem_id=ALL):
             self.form.build_all(method, proposed.values)
@@ -109,7 +107,11 @@ class TrainTab:
             self.form.build(
                 "model", method, proposed.values["model"], choices=self._models(), info=TEXT["train.model.help"]
             )
-        gr.HTML('<div id="train-refused" class="st-bad" role="alert" hidden></div>', padding=False)
+        gr.HTML(
+            '<div id="train-refused" class="st-bad" role="alert" hidden></div>',
+            padding=False,
+            elem_classes="train-said",
+        )
 
     def _build_hidden(self, proposed: Proposed) -> None:
         with gr.Accordion(TEXT["train.command"], open=False, elem_id="train-command-line"):
@@ -169,7 +171,7 @@ class TrainTab:
     @staticmethod
     def _asked(decision: str, method: str) -> dict[str, Any]:
         """Return how a decision's control is called for a method, and whether there is one."""
-        if method not in {"word": WORDED, "thing": THINGS}[decision]:
+        if decision not in ASKED.get(method, ()):
             return {"visible": False}
         key = f"train.{decision}.{method}"
         return {"visible": True, "label": TEXT[key], "info": TEXT[f"{key}.help"]}
@@ -262,6 +264,7 @@ class TrainTab:
         """
         fields, notes = fields_of(self.desk.training.methods[method]), list(notes)
         given = {name: plain(name, fields[name], value) for name, value in values.items() if name in fields}
+        given = {name: value for name, value in given.items() if (method, name) not in DERIVED}
         model = str(given.get("model") or self.desk.settings.model)
         if method in TAUGHT and self.desk.model(method, model) is None:
             other = self.desk.settings.model
@@ -326,11 +329,7 @@ class TrainTab:
         """Return a mistake as JSON for the page: the sentence, the field, and the accordions around it."""
         field = (error.field if isinstance(error, InvalidRequest) else "").partition(".")[0]
         decision = DECIDED.get(field, "")
-        if (
-            decision
-            and not values.get(decision)
-            and values.get("method") in (THINGS if decision == "thing" else WORDED)
-        ):
+        if decision in ASKED.get(str(values.get("method")), ()) and not values.get(decision):
             field = decision
         return json.dumps({"error": str(error), "field": field, "home": self.form.home_of(field), "quiet": quiet})
 
