@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.processes import free_port
 from tests.conftest import App, launch, wait_for
 from tests.test_browser import CHROMIUM, FLAGS, pytestmark
 from tests.training import draw_pictures
@@ -20,7 +21,7 @@ def hearts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     data = tmp_path_factory.mktemp("app")
     draw_pictures(data / "datasets" / "hearts")
     draw_pictures(data / "datasets" / "stars", 2)
-    app = launch(data)
+    app = launch(data, "--port", str(free_port()))
     yield app
     app.stop()
 

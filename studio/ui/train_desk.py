@@ -164,11 +164,11 @@ class TrainDesk:
         Raises:
             InvalidRequest: one sentence about the first wrong field.
         """
+        if not values.get("dataset") and not values.get("concepts"):  # told first, as the page asks for it first
+            raise InvalidRequest("dataset", "dataset is empty; choose one, or give a folder of pictures")
         config = self.config(method, values)
         if problem := self.problem(method, config.model_dump()):
             raise InvalidRequest("model", problem)
-        if not config.told_concepts:
-            raise InvalidRequest("dataset", "dataset is empty; choose one, or give a folder of pictures")
         for concept in config.told_concepts:
             folder = find_dataset(concept.dataset, self.datasets)
             seen = glance(folder)
