@@ -78,9 +78,11 @@ class Page:
     """The tab's form as a browser holds it: handlers are called with its values, their answers change it."""
 
     def __init__(self, services: Services) -> None:
-        with gr.Blocks() as page, gr.Tabs() as tabs, gr.Tab("Train", id="train") as tab:
-            self.tab = TrainTab(services)
-            self.tab.build(page, tab, tabs)
+        self.tab = TrainTab(services)
+        with gr.Blocks() as page:
+            self.tab.build_wish()
+            with gr.Tabs() as tabs, gr.Tab("Train", id="train") as tab:
+                self.tab.build(page, tab, tabs)
         self.values = {name: box.value for name, box in self.tab.inputs.items()}
         self.visible = {name: box.visible for name, box in self.tab.inputs.items()}
         self.names = {id(box): name for name, box in self.tab.inputs.items()}
@@ -412,16 +414,16 @@ def test_a_run_can_be_done_again_and_longer(page: Page, services: Services, trai
     assert services.training
     runs = services.training.runs
     wanted = check_config(CLASSES["lora"], runs.config(trained))
-    page.take(page.tab.begin_from(**page.values, like=f"run:{trained}"))
+    page.take(page.tab.begin_from(**page.values, wish=f"run:{trained}"))
     assert page.values["method"] == "lora" and page.config() == wanted
-    page.take(page.tab.begin_from(**page.values, like=f"longer:{trained}"))
+    page.take(page.tab.begin_from(**page.values, wish=f"longer:{trained}"))
     config = page.config()
     final = runs.results(trained)[-1]
     assert config.init_from == str(final) and config.output_name == "first-longer"
     train("lora", config, tmp_path)  # begins with those weights, so the shapes fit
-    page.take(page.tab.begin_from(**page.values, like="dataset:bare"))
+    page.take(page.tab.begin_from(**page.values, wish="dataset:bare"))
     assert page.values["dataset"] == "bare"
-    told = json.loads(page.tab.begin_from(**page.values, like="run:gone")[-1])
+    told = json.loads(page.tab.begin_from(**page.values, wish="run:gone")[-1])
     assert "'gone' is not there" in told["error"]
     waiting = runs.create("lora", "waiting", dump_config(wanted))
     with pytest.raises(InvalidRequest, match="has saved nothing yet"):
@@ -433,9 +435,9 @@ def test_train_like_an_adapter_of_ours_or_continue_from_it(page: Page, services:
     wanted = check_config(CLASSES["lora"], services.training.runs.config(trained))
     assert f"like:{trained}" in [key for _, key in page.tab._panels[1].choices()]
     assert [one["interactive"] for one in page.tab._panels[1].offered(f"like:{trained}")] == [True, True]
-    page.take(page.tab.begin_from(**page.values, like=f"like:{trained}"))
+    page.take(page.tab.begin_from(**page.values, wish=f"like:{trained}"))
     assert page.config() == wanted
-    page.take(page.tab.begin_from(**page.values, like=f"continue:{trained}"))
+    page.take(page.tab.begin_from(**page.values, wish=f"continue:{trained}"))
     assert page.config() == wanted.model_copy(update={"init_from": page.config().init_from})
     assert page.config().init_from.endswith("first.safetensors")
 

@@ -27,6 +27,7 @@ def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         generate, upscale = GenerateTab(services), UpscalePanel(services)
+        train = TrainTab(services) if services.training else None
         with gr.Row(elem_id="st-head"):
             with gr.Column(scale=0, min_width=90):
                 gr.HTML(HEAD, padding=False)
@@ -34,14 +35,16 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build_model_choice()
             with gr.Column(scale=2, min_width=200):
                 gr.HTML(CHIP, padding=False)
+        if train:
+            train.build_wish()
         with gr.Tabs(selected="generate") as tabs:
             with gr.Tab(TEXT["tab.generate"], id="generate"):
                 generate.build(page, tabs)
             with gr.Tab(TEXT["tab.gallery"], id="gallery") as tab:
                 build_gallery_tab(tab)
-            if services.training:
+            if train:
                 with gr.Tab(TEXT["tab.train"], id="train") as tab:
-                    TrainTab(services).build(page, tab, tabs)
+                    train.build(page, tab, tabs)
             with gr.Tab(TEXT["tab.models"], id="models") as tab:
                 ModelsTab(services).build(tab)
             with gr.Tab(TEXT["tab.tools"], id="tools") as tab, gr.Tabs(elem_id="st-tools") as tools:
@@ -55,6 +58,8 @@ def build_ui(services: Services) -> gr.Blocks:
                     build_vae_check(services, generate.controls["model"], page)
                 with gr.Tab(TEXT["tools.merge"], id="merge"):
                     MergePanel(services, generate).build(page)
+        if train:
+            train.follow(generate.controls["model"])
         upscale.build_sender(tabs, tools)
         Api(services).register()
     return page

@@ -21,6 +21,12 @@ window.studio.train = (() => {
     return localStorage.getItem(KEY) || "";
   }
 
+  // Another tab fills the form: what this browser kept of it counts no more.
+  function claimed(values) {
+    restored = true;
+    return values;
+  }
+
   function say(message, bad) {
     const box = $("#train-message");
     if (!box) return;
@@ -54,12 +60,17 @@ window.studio.train = (() => {
     }
     if (result.run || result.note) say(result.note, false);
     else if ($("#train-message")?.classList.contains("st-bad")) say("");
-    if (result.run) {
-      const box = $("#st-run-chosen textarea, #st-run-chosen input");
-      if (!box) return;
-      box.value = result.run;
-      box.dispatchEvent(new Event("input", { bubbles: true }));
-    }
+    if (result.run) chooseRun(result.run);
+  }
+
+  // The queue's tab may just be opening.
+  async function chooseRun(id) {
+    const find = () => $("#st-run-chosen textarea, #st-run-chosen input");
+    for (let i = 0; i < 60 && !find() && $("[data-tab-id=runs]"); i++) await new Promise((done) => setTimeout(done, 50));
+    const box = find();
+    if (!box) return;
+    box.value = id;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   // What the chosen model cannot be taught: its cards are off and say why.
@@ -77,5 +88,5 @@ window.studio.train = (() => {
     if (start) start.disabled = Boolean(problem);
   }
 
-  return { changed, saved, told, bar };
+  return { changed, saved, claimed, told, bar };
 })();

@@ -23,6 +23,7 @@ from studio.training.origins import Origin, origin_of
 from studio.training.pictures import glance
 from studio.training.presets import Preset, nearest, preset_family, read_presets
 from studio.ui.services import Services
+from studio.ui.text import TEXT
 from studio.word_facts import advice
 
 GIB = 2**30
@@ -148,6 +149,25 @@ class TrainDesk:
         facts, others = judge_trigger(self._tokenizers, model, word) if model and word.strip() else (None, [])
         return advice(facts, others) if facts else ""
 
+    def there(self, dataset: str) -> bool:
+        """Say whether there is such a dataset, or folder."""
+        try:
+            return bool(find_dataset(dataset, self.datasets))
+        except InvalidRequest:
+            return False
+
+    def seen(self, dataset: str) -> str:
+        """Say how many pictures a dataset has, and how many captions; "" if none is named."""
+        if not dataset:
+            return ""
+        try:
+            seen = glance(find_dataset(dataset, self.datasets))
+        except (InvalidRequest, OSError) as error:
+            return str(error)
+        if not seen.pictures:
+            return TEXT["train.seen.none"]
+        return TEXT["train.seen"].format(pictures=seen.pictures, captions=seen.captions)
+
     def config(self, method: str, values: dict[str, Any]) -> Any:
         """Make a config.
 
@@ -164,7 +184,8 @@ class TrainDesk:
         Raises:
             InvalidRequest: one sentence about the first wrong field.
         """
-        if not values.get("dataset") and not values.get("concepts"):  # told first, as the page asks for it first
+        if method in self.training.methods and not values.get("dataset") and not values.get("concepts"):
+            # told before all else, because it is what a page asks for first
             raise InvalidRequest("dataset", "dataset is empty; choose one, or give a folder of pictures")
         config = self.config(method, values)
         if problem := self.problem(method, config.model_dump()):

@@ -9,10 +9,9 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
-from studio.store.datasets import find_dataset
 from studio.training.decisions import ASKED, DERIVED, FOLLOWING, Decisions, decisions_of, kept
 from studio.training.models import TAUGHT
-from studio.training.pictures import dataset_names, glance
+from studio.training.pictures import dataset_names
 from studio.training.presets import Preset
 from studio.training.values import fields_of, plain
 from studio.ui.services import Services
@@ -53,6 +52,13 @@ class TrainTab:
         """The components that `fill` fills, in order."""
         return [self.method, self.word, self.thing, self.base, self._about, self._barred, *self.form.outputs]
 
+    def build_wish(self) -> None:
+        """Build `wish`, outside of all tabs, so that it is there before this one is first opened.
+
+        Other tabs put into it what the form shall be filled with: see `begin_from`.
+        """
+        self.wish = gr.Textbox(visible="hidden", elem_id="st-train-like")
+
     def build(self, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs) -> None:
         """Build the content and bind its events.
 
@@ -89,6 +95,7 @@ class TrainTab:
         self._bind(page, tab, start)
         for panel in (*self._panels, self._estimate):
             panel.bind(tab)
+        self._bind_wish()
 
     def _build_pictures(self, method: str, proposed: Proposed, decided: Decisions) -> None:
         """Build the second decision, and the model that learns."""
@@ -123,7 +130,6 @@ class TrainTab:
         self._barred = gr.Textbox(visible="hidden")
         self.result = gr.Textbox(visible="hidden")
         self._saved = gr.Textbox(visible="hidden")
-        self._like = gr.Textbox(visible="hidden", elem_id="st-train-like")
         self._refresh = gr.Button("refresh", elem_id="train-refresh", elem_classes="st-hidden")
 
     def _bind(self, page: gr.Blocks, tab: gr.Tab, start: gr.Button) -> None:
@@ -155,10 +161,25 @@ class TrainTab:
         tab.select(
             self.restore, [self._saved], self.targets, js="() => [studio.train.saved()]", **QUIET
         ).success(None, **barred)  # fmt: skip
-        self._like.change(
-            self.begin_from, inputs_kwargs={**inputs, "like": self._like},
-            outputs=[*self.targets, self.tabs, self._like, self.result], **QUIET,
-        ).success(None, **told).success(None, **barred)  # fmt: skip
+
+    def _bind_wish(self) -> None:
+        told = {"inputs": [self.result], "js": "(text) => { studio.train.told(text); }", "api_visibility": "private"}
+        self.wish.change(
+            self.begin_from, inputs_kwargs={**self.inputs, "wish": self.wish},
+            outputs=[*self.targets, self.tabs, self.wish, self.result],
+            js="(...values) => studio.train.claimed(values)", **QUIET,
+        ).success(None, **told)  # fmt: skip
+
+    def follow(self, model: Any) -> None:
+        """Let the model that learns be the one that a person chooses at the head of the page.
+
+        Args:
+            model: the page's dropdown of models.
+        """
+        model.input(
+            lambda chosen, **values: self.refill(**(values | {"model": chosen})),
+            inputs_kwargs={**self.inputs, "chosen": model}, outputs=self.targets, **QUIET,
+        )  # fmt: skip
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
@@ -190,17 +211,7 @@ class TrainTab:
 
     def _looked(self, decided: Decisions, method: str, model: str) -> str:
         """Return what can be said of the pictures and the word, as HTML."""
-        lines = []
-        try:
-            if decided.dataset:
-                seen = glance(find_dataset(decided.dataset, self.desk.datasets))
-                lines.append(
-                    TEXT["train.seen"].format(pictures=seen.pictures, captions=seen.captions)
-                    if seen.pictures
-                    else TEXT["train.seen.none"]
-                )
-        except (InvalidRequest, OSError) as error:
-            lines.append(str(error))
+        lines = [self.desk.seen(decided.dataset)]
         if method in ("dreambooth", "lora"):
             lines.append(self.desk.word_advice(model, decided.word))
         return "".join(f'<div class="st-quiet">{html.escape(line)}</div>' for line in lines if line)
@@ -270,20 +281,12 @@ class TrainTab:
             other = self.desk.settings.model
             notes.append(TEXT["train.model.gone"].format(name=model, other=other))
             given["model"] = model = other
-        if problem := self._missing(str(given.get("dataset") or "")):
-            notes.append(problem)
+        if given.get("dataset") and not self.desk.there(given["dataset"]):
+            notes.append(TEXT["train.dataset.gone"].format(name=given["dataset"]))
         decided = decisions_of(method, given)
         proposed = self.desk.propose(method, model, decided)
         about = " ".join([TEXT["train.filled"], *notes])
         return self._shown(method, proposed.values | given, proposed, decided, "", html.escape(about, quote=False))
-
-    def _missing(self, dataset: str) -> str:
-        try:
-            if dataset:
-                find_dataset(dataset, self.desk.datasets)
-        except InvalidRequest:
-            return TEXT["train.dataset.gone"].format(name=dataset)
-        return ""
 
     def load(self, preset: Preset, values: dict[str, Any]) -> list[Any]:
         """Return one update for each of `targets`: the form with a preset's values."""
@@ -382,7 +385,7 @@ class TrainTab:
 
     def begin_from(self, **values: Any) -> list[Any]:
         """Fill the form as another tab asks: `run:ID`, `longer:ID`, `like:NAME`, `continue:NAME`, or `dataset:NAME`."""
-        text = values.pop("like")
+        text = values.pop("wish")
         nothing = [gr.skip() for _ in self.targets]
         if not text:
             return [*nothing, gr.skip(), "", json.dumps({})]
