@@ -14,11 +14,12 @@ from studio.ui.plot_panel import PlotPanel
 from studio.ui.png_info_panel import build_png_info
 from studio.ui.services import Services
 from studio.ui.text import TEXT
+from studio.ui.train_tab import TrainTab
 from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js")
+SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js", "train.js")
 STYLES = ("page.css", "datasets.css", "doctor.css")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
@@ -28,6 +29,7 @@ def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         generate, upscale = GenerateTab(services), UpscalePanel(services)
+        train = TrainTab(services) if services.training else None
         with gr.Row(elem_id="st-head"):
             with gr.Column(scale=0, min_width=90):
                 gr.HTML(HEAD, padding=False)
@@ -35,6 +37,8 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build_model_choice()
             with gr.Column(scale=2, min_width=200):
                 gr.HTML(CHIP, padding=False)
+        if train:
+            train.build_wish()
         with gr.Tabs(selected="generate") as tabs:
             with gr.Tab(TEXT["tab.generate"], id="generate"):
                 generate.build(page, tabs)
@@ -43,6 +47,9 @@ def build_ui(services: Services) -> gr.Blocks:
             if not services.public:
                 with gr.Tab(TEXT["tab.datasets"], id="datasets") as tab:
                     DatasetsTab(services).build(page, tab)
+            if train:
+                with gr.Tab(TEXT["tab.train"], id="train") as tab:
+                    train.build(page, tab, tabs)
             with gr.Tab(TEXT["tab.models"], id="models") as tab:
                 ModelsTab(services).build(tab)
             with gr.Tab(TEXT["tab.tools"], id="tools") as tab, gr.Tabs(elem_id="st-tools") as tools:
@@ -56,6 +63,8 @@ def build_ui(services: Services) -> gr.Blocks:
                     build_vae_check(services, generate.controls["model"], page)
                 with gr.Tab(TEXT["tools.merge"], id="merge"):
                     MergePanel(services, generate).build(page)
+        if train:
+            train.follow(generate.controls["model"])
         upscale.build_sender(tabs, tools)
         Api(services).register()
     return page
