@@ -85,6 +85,7 @@ class Runner:
                 self.runs.ask(run_id, "stop")
             elif run_id in self._children:  # still loading
                 self._children[run_id][0].terminate()
+                self._write([row for row in self._rows() if row["run"] != run_id])
             elif run_id in self.queue():
                 self._write([row for row in self._rows() if row["run"] != run_id])
             else:

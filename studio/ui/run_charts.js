@@ -57,7 +57,7 @@ window.studio.charts = (() => {
       label.textContent = short(at);
       root.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(at), y2: y(at), class: "sr-rule" }), label);
     }
-    for (const at of ticks(first, last, Math.max(2, Math.floor(width / 120))).filter(Number.isInteger)) {
+    for (const at of ticks(first, last, Math.max(3, Math.floor(width / 110))).filter(Number.isInteger)) {
       const label = svg("text", { x: x(at), y: HEIGHT - 6, "text-anchor": "middle" });
       label.textContent = at;
       root.append(label);

@@ -5,6 +5,7 @@ window.studio.runCompare = (() => {
   let run = null;
   let built = "";        // what the form was built for
   let pair = { left: null, right: null };
+  let taken = "";        // the plot whose pictures were offered
   let poll = null;       // the next pair and the ranking
 
   const path = (rest) => url(`run/${encodeURIComponent(run.id)}/${rest}`);
@@ -31,6 +32,7 @@ window.studio.runCompare = (() => {
   function form(box, before) {
     const kind = run.results[0].kind;
     const usual = run.results.filter((one) => one.step >= 0 || run.results.length === 1).map((one) => one.step).slice(-3);
+    if (run.recommended && !usual.includes(run.recommended.step)) usual.unshift(run.recommended.step);
     const chosen = before?.steps?.length ? before.steps : usual;
     const field = (text, input) => el("label", { class: "sr-field" }, el("span", { text }), input);
     const prompts = el("textarea", { id: "sr-cmp-prompts", rows: 2 });
@@ -90,6 +92,10 @@ window.studio.runCompare = (() => {
     if (!box || box.dataset.key === key) return;
     box.dataset.key = key;
     if (all.length < 2) { box.replaceChildren(); return; }
+    if (run.compared?.cells.length > 1 && run.compared.state === "done" && taken !== run.compared.plot) {  // a grid that was just made
+      taken = run.compared.plot;
+      pair = { left: all[0].source, right: all[run.compared.cells.length - 1].source };
+    }
     const known = (source) => all.some((one) => one.source === source);
     const samples = all.filter((one) => one.place);
     const first = run.compared?.cells.length > 1 || samples.length < 2 ? all : samples;
@@ -137,7 +143,7 @@ window.studio.runCompare = (() => {
       $("#sr-problem").textContent = answer.error || "";
       if (answer.ok) { poll = answer; ballot(box, last); }
     };
-    const image = (side, text) => el("figure", {}, el("img", { src: path("sample/" + poll.pair[side]), alt: text, onclick: give(side) }), button("👍 " + text, text + " is better", give(side), { "data-vote": side }));
+    const image = (side, text) => el("figure", {}, el("img", { src: path("sample/" + poll.pair[side]), alt: text, onclick: give(side) }), button(text + " is better", "This picture is better than the other", give(side), { "data-vote": side }));
     const told = before && el("div", { class: "st-quiet", text: `That was step ${before.steps[0]} on the left and step ${before.steps[1]} on the right.` });
     const line = (one, i) => el("tr", {}, el("td", { text: `${i + 1}.` }), el("th", { text: "Step " + one.step }), el("td", { text: `${Math.round(100 * one.score)} %` }), el("td", { class: "st-quiet", text: `${one.won} won, ${one.lost} lost, ${one.same} as good` }));
     fill(box, 

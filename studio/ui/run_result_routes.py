@@ -92,6 +92,7 @@ class RunResultRoutes:
     def _compare(self, run_id: str, body: dict[str, Any], owner: str) -> dict[str, Any]:
         """Draw checkpoint x weight x prompt as a plot; `{"steps", "weights", "prompts", "seed", "untouched"}`."""
         steps, weights, prompts = (_listed(body, name) for name in ("steps", "weights", "prompts"))
+        numbers = [_number(weight) for weight in weights]
         results = [find_result(self._runs, run_id, step) for step in steps]
         config, folder = self._runs.config(run_id), self._runs.folder(run_id)
         rows = self._runs.samples(run_id)
@@ -104,7 +105,7 @@ class RunResultRoutes:
             config,
             results,
             texts,
-            [_number(weight) for weight in weights],
+            numbers,
             untouched=body.get("untouched") is True,
         )
         plot = self._services.plotter.begin(spec, owner, limit=CELLS_MAX)

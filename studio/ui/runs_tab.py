@@ -18,7 +18,8 @@ FRAME = f"""
   <div id="sr-problem" class="st-problem" role="alert"></div>
   <div id="sr-head">
     <span id="sr-first" role="radiogroup" aria-label="{TEXT["runs.first"]}"></span>
-    <label class="st-quiet" id="sr-notify-label" title="{TEXT["runs.notify.help"]}"><input type="checkbox" id="sr-notify"> {TEXT["runs.notify"]}</label>
+    <label class="st-quiet" id="sr-notify-label" title="{TEXT["runs.notify.help"]}">
+      <input type="checkbox" id="sr-notify"> {TEXT["runs.notify"]}</label>
   </div>
   <div id="sr-none" hidden>{TEXT["runs.none"]}</div>
   <div id="sr-columns"><div id="sr-list"></div><div id="sr-run"></div></div>
