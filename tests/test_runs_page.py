@@ -33,6 +33,7 @@ from studio.ui.run_routes import RunRoutes
 from studio.ui.runs_tab import without_run
 from tests.training import config_of, draw_pictures, train
 
+QUICK = {"width": 64, "height": 64, "num_inference_steps": 2}
 PROMPTS = ["a sks heart", "a sks heart, on a blue background"]
 
 
@@ -44,6 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lora", draw_pictures(root / "hearts"), rank=2, output_name="heart", max_train_steps=4, checkpointing_steps=2,
         validation_prompts=PROMPTS, trigger_word="sks heart", save_kohya=True,
     )  # fmt: skip
+    rows = [{"prompt": prompt, "model": "shapes", "seed": seed, **QUICK} for seed, prompt in enumerate(PROMPTS)]
+    Runs(root / "data" / "runs").set_samples("heart", rows)
     train("lora", config, root, run="data/runs/heart")
     return root / "data"
 
