@@ -18,6 +18,7 @@ BENCHMARKS = {
     "train": "benchmarks.train",
     "merging": "benchmarks.merging",
     "switches": "benchmarks.switches",
+    "sharing": "benchmarks.sharing",
 }
 
 

@@ -1,7 +1,9 @@
 """The queue of training runs: real commands, followed through their folders only."""
 
 import json
+import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from studio.errors import InvalidRequest, StudioError
@@ -17,7 +20,7 @@ from studio.settings import Settings
 from studio.spec import parse_request
 from studio.store.library import Library
 from studio.store.priority import read_priority, set_priority
-from studio.store.runs import Runs
+from studio.store.runs import ALIVE, Runs
 from tests.training import config_of, draw_pictures
 from trainers.config_files import dump_config
 
@@ -132,6 +135,57 @@ def test_a_killed_run_is_told_as_interrupted_and_goes_on(app: App, pictures: Pat
     assert sorted(app.runs.story(run_id).curves["loss"]) == list(range(1, 9))
 
 
+def _work_on(root: Path) -> None:
+    App(root)
+    time.sleep(LIMIT)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the trainers that work, or begin to work, in a run's folder."""
+    return [one for one in psutil.process_iter(["cmdline"]) if str(folder) in (one.info["cmdline"] or ())]
+
+
+def kill_apps(root: Path, pictures: Path, kills: int) -> None:
+    """Kill the app while a run goes on; each new one must see it as it is, and it must end as if nothing had happened."""
+    runs = Runs(root / "runs")
+    config = config_of("lora", pictures, rank=2, max_train_steps=40 * kills, checkpointing_steps=20)
+    run_id, moments = runs.create("lora", "heart", dump_config(config)), random.Random(1)
+    waiting, context = True, multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_runs"])
+    for _ in range(kills):
+        child = context.Process(target=_work_on, args=(root,))
+        child.start()
+        if waiting:
+            idle = Runner(Settings(data_dir=root, device="cpu", cpu_threads=1), runs, lambda: None, lambda: False)
+            idle.enqueue(run_id)
+            waiting = False
+        time.sleep(moments.uniform(0.1, 3.0))
+        child.kill()
+        child.join()
+        seen, there = Runs(root / "runs"), processes_of(runs.folder(run_id))
+        state = seen.state(run_id)
+        if state in ALIVE:
+            assert there, "it is told as working and no process does"
+        elif state == "finished":
+            assert (root / "runs" / run_id / "final").is_dir()
+        else:
+            assert (state, Runner(idle.settings, seen, lambda: None, lambda: False).queue()) == ("new", [run_id])
+    last = App(root)
+    wait_for(lambda: last.runner.state(run_id) == "finished")
+    last.runner.close()
+    assert sorted(last.runs.story(run_id).curves["loss"]) == list(range(1, 40 * kills + 1))
+    assert last.runs.story(run_id).notices == [] and last.runner.queue() == []
+
+
+def test_the_app_is_killed_and_the_run_is_not(tmp_path: Path, pictures: Path) -> None:
+    kill_apps(tmp_path, pictures, 4)
+
+
+@pytest.mark.slow
+def test_the_app_is_killed_twenty_times(tmp_path: Path, pictures: Path) -> None:
+    kill_apps(tmp_path, pictures, 20)
+
+
 def test_a_run_that_cannot_begin_says_why_and_the_queue_goes_on(app: App, pictures: Path, tmp_path: Path) -> None:
     bad = app.create(tmp_path / "nothing", "bad")
     good = app.create(pictures, max_train_steps=1)
@@ -166,6 +220,16 @@ def test_what_waits_can_be_moved_and_taken_away(tmp_path: Path, pictures: Path) 
     for wrong in ("../x", "nothing", "", "a/b"):
         with pytest.raises(InvalidRequest):
             app.runs.folder(wrong)
+
+
+def test_a_run_works_on_the_device_that_it_was_given(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "data" / "runs")
+    settings = Settings(data_dir=tmp_path / "data", device="cuda", cpu_threads=1)
+    runner = Runner(settings, runs, lambda: None, lambda: False)
+    usual, other = (runs.create("lora", "a", "model: shapes\n", device=device) for device in ("", "cuda:1"))
+    for run_id, device in ((usual, "cuda"), (other, "cuda:1")):
+        words = runner.command(run_id)
+        assert words[words.index("--device") + 1] == device
 
 
 def test_events_are_read_line_by_line_as_they_come(tmp_path: Path) -> None:

@@ -22,5 +22,5 @@ def test_a_preset_is_sound(path: Path) -> None:
 
 def test_every_usual_family_has_one() -> None:
     names = {path.stem for path in PRESETS}
-    for family in ("sd15", "sdxl", "sd35", "flux1", "shapes"):
+    for family in ("sd15", "sdxl", "sd35", "flux1", "flux2-klein", "z-image", "shapes"):
         assert f"lora-{family}" in names

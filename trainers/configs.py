@@ -160,6 +160,15 @@ class TrainingConfig(Frozen):
         str, control("Negative prompt", "samples", "For all samples.", max_length=2000)
     ] = ""
     validation_seed: Annotated[int, control("Sample seed", "samples", "Of the first.", ge=0, le=SEED_MAX)] = 0
+    validation_model: Annotated[
+        str,
+        control(
+            "Sample with",
+            "samples",
+            "Model that draws the samples, as a distilled one; none: the trained one.",
+            max_length=300,
+        ),
+    ] = ""
     validation_size: Annotated[
         int, control("Held-out pictures", "samples", "Not trained on; their loss tells overfitting.", ge=0, le=1000)
     ] = 0

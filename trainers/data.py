@@ -180,11 +180,6 @@ def encode_pixels(vae: Any, pictures: Iterable[torch.Tensor]) -> Iterator[dict[s
         yield {"mean": found.mean[0].float(), "std": found.std[0].float()}
 
 
-def scaled_latents(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """Give latents of an autoencoder the scale that the denoiser knows."""
-    return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
-
-
 def noises(draws: Sequence[Draw], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw what is random about pictures, each by its own seed: for the latents and for the noise (B, *shape), for offsets (B, C)."""
     rows: list[list[torch.Tensor]] = [[], [], []]

@@ -10,6 +10,7 @@ from trainers.configs import TrainingConfig
 from trainers.losses import Diffusion, Flow, Process, flow_shift, zero_terminal_snr
 
 Told = dict[str, torch.Tensor]  # what the text encoders say, as the pipeline's arguments are named
+MASK = "prompt_mask"  # 1 where a caption's states are, 0 behind them; of encoders that make each as long as its caption
 
 
 class Frame(NamedTuple):
@@ -24,15 +25,27 @@ class Frame(NamedTuple):
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
-class UNet:
+class _Denoiser:
+    """What all share."""
+
+    attention = ATTENTION
+
+    def __init__(self, network: Any, pipe: Any) -> None:
+        self.network = network
+        self._schedule, self._vae = pipe.scheduler.config, pipe.vae.config
+
+    def scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Give latents of the autoencoder, (B, C, h, w), the scale that the network knows."""
+        return (latents - (getattr(self._vae, "shift_factor", None) or 0.0)) * self._vae.scaling_factor
+
+
+class UNet(_Denoiser):
     """Stable Diffusion 1.x, 2.x and XL."""
 
     prefix = "unet"
-    attention = ATTENTION
 
     def __init__(self, pipe: Any) -> None:
-        self.network = pipe.unet
-        self._schedule = pipe.scheduler.config
+        super().__init__(pipe.unet, pipe)
 
     def process(self, config: TrainingConfig, size: tuple[int, int]) -> Process:
         """Return the noise that the model was made for."""
@@ -70,16 +83,14 @@ class UNet:
         return {"added_cond_kwargs": {"text_embeds": told["pooled_prompt_embeds"], "time_ids": times}}
 
 
-class _FlowTransformer:
+class _FlowTransformer(_Denoiser):
     """What rectified-flow transformers share."""
 
     prefix = "transformer"
-    attention = ATTENTION
     patch = 2
 
     def __init__(self, pipe: Any) -> None:
-        self.network = pipe.transformer
-        self._schedule = pipe.scheduler.config
+        super().__init__(pipe.transformer, pipe)
         self._cell = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 
     def process(self, config: TrainingConfig, size: tuple[int, int]) -> Process:
@@ -148,11 +159,73 @@ class FluxTransformer(_FlowTransformer):
         return made.view(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(noisy.shape)
 
 
-Denoiser = UNet | SD3Transformer | FluxTransformer
+class Flux2Transformer(_FlowTransformer):
+    """Flux.2 klein: its latents have a mean and a deviation for each place of a 2 x 2 patch."""
+
+    attention = (*ATTENTION, "to_qkv_mlp_proj")
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        norm = pipe.vae.bn
+        self._mean = norm.running_mean.float().clone()
+        self._std = torch.sqrt(norm.running_var.float() + pipe.vae.config.batch_norm_eps)
+
+    def scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = (one.to(latents).view(1, -1, 1, 1) for one in (self._mean, self._std))
+        return _unfolded((_folded(latents) - mean) / std)
+
+    def predict(
+        self, network: Any, noisy: torch.Tensor, steps: torch.Tensor, told: Told, frames: list[Frame]
+    ) -> torch.Tensor:
+        """Ask the network, (B, C, h, w) each way; 2 x 2 latents are one of its tokens."""
+        folded, states = _folded(noisy), told["prompt_embeds"]
+        batch, _, rows, columns = folded.shape
+        one = torch.arange(1, device=noisy.device)
+        words = torch.cartesian_prod(one, one, one, torch.arange(states.shape[1], device=noisy.device))
+        places = torch.cartesian_prod(
+            one, torch.arange(rows, device=noisy.device), torch.arange(columns, device=noisy.device), one
+        )
+        made = network(
+            hidden_states=folded.flatten(2).transpose(1, 2),  # (B, tokens, 4 C)
+            timestep=steps / 1000,
+            guidance=None,
+            encoder_hidden_states=states,
+            txt_ids=words.expand(batch, -1, -1),
+            img_ids=places.expand(batch, -1, -1),
+            return_dict=False,
+        )[0]
+        return _unfolded(made.transpose(1, 2).reshape(folded.shape))
+
+
+class ZImageTransformer(_FlowTransformer):
+    """Z-Image: time runs from noise to picture, and it predicts the way there."""
+
+    def predict(
+        self, network: Any, noisy: torch.Tensor, steps: torch.Tensor, told: Told, frames: list[Frame]
+    ) -> torch.Tensor:
+        """Ask the network, (B, C, h, w) each way; each caption as long as it is."""
+        states = [one[kept > 0] for one, kept in zip(told["prompt_embeds"], told[MASK], strict=True)]
+        made = network(list(noisy[:, :, None].unbind()), 1 - steps / 1000, states, return_dict=False)[0]
+        return -torch.stack(list(made))[:, :, 0]
+
+
+def _folded(latents: torch.Tensor) -> torch.Tensor:
+    """Put 2 x 2 neighbours behind each other: (B, C, h, w) becomes (B, 4 C, h / 2, w / 2)."""
+    return torch.nn.functional.pixel_unshuffle(latents, 2)
+
+
+def _unfolded(latents: torch.Tensor) -> torch.Tensor:
+    """Undo `_folded`."""
+    return torch.nn.functional.pixel_shuffle(latents, 2)
+
+
+Denoiser = UNet | SD3Transformer | FluxTransformer | Flux2Transformer | ZImageTransformer
 DENOISERS: dict[str, type] = {
     "UNet2DConditionModel": UNet,
     "SD3Transformer2DModel": SD3Transformer,
     "FluxTransformer2DModel": FluxTransformer,
+    "Flux2Transformer2DModel": Flux2Transformer,
+    "ZImageTransformer2DModel": ZImageTransformer,
 }
 
 

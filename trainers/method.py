@@ -12,7 +12,7 @@ from studio.settings import Settings
 from studio.spec import GenerationRequest
 from trainers.conditions import Conditions
 from trainers.configs import TrainingConfig
-from trainers.data import Batch, scaled_latents
+from trainers.data import Batch
 from trainers.denoisers import Told
 from trainers.losses import Process, squared_error
 from trainers.material import Material, Pictures
@@ -191,7 +191,7 @@ class Method(torch.nn.Module):
 
     def clean(self, batch: Batch) -> torch.Tensor:
         """Return what noise is added to."""
-        return scaled_latents(batch.latents.to(self.parts.device.place), self.parts.vae_config)
+        return self.parts.denoiser.scaled(batch.latents.to(self.parts.device.place))
 
     def judged(
         self, made: torch.Tensor, target: torch.Tensor, times: torch.Tensor, process: Process, batch: Batch

@@ -14,7 +14,7 @@ from studio.engine.pipelines import load_pipeline
 from studio.engine.prompts import ENCODERS, NONE
 from studio.families import FAMILIES, ModelFamily
 from studio.records import ModelRef
-from trainers.denoisers import Denoiser, Told, denoiser_of
+from trainers.denoisers import MASK, Denoiser, Told, denoiser_of
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _ESCAPED = re.compile(r"\\([()\[\]\\])")
@@ -71,6 +71,8 @@ class Parts:
         with inversions.applied(self.pipe):
             named = (inversions,) if self.family.syntax else ()
             rows = ENCODERS[self.family.prompts](self.pipe, self.family, texts, 0, *named)
+        if isinstance(rows[0]["prompt_embeds"], list):
+            rows = padded([row["prompt_embeds"][0] for row in rows])
         told = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         if self.pipe.config.get("force_zeros_for_empty_prompt"):
             words = torch.tensor([bool(caption) for caption in captions])
@@ -93,6 +95,18 @@ class Parts:
         if not self.family.syntax:
             return caption
         return _SYNTAX.sub(lambda found: f"\\{found[0]}", _ESCAPED.sub(r"\1", caption))
+
+
+def padded(states: list[torch.Tensor]) -> list[Told]:
+    """Bring captions' states, (length, width) each, to one length, (1, longest, width), with a mask beside them."""
+    longest = max(map(len, states))
+    return [
+        {
+            "prompt_embeds": torch.nn.functional.pad(one, (0, 0, 0, longest - len(one)))[None],
+            MASK: (torch.arange(longest, device=one.device) < len(one)).to(one)[None],
+        }
+        for one in states
+    ]
 
 
 @dataclass

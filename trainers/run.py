@@ -27,6 +27,7 @@ FREE_TO_CHANGE = frozenset(
         "validation_prompts",
         "validation_negative_prompt",
         "validation_seed",
+        "validation_model",
         "validation_steps",
         "report_to",
         "recommended_weight",

@@ -56,7 +56,7 @@ class Sampler:
                 {
                     "prompt": prompt,
                     "negative_prompt": config.validation_negative_prompt,
-                    "model": config.model,
+                    "model": config.validation_model or config.model,
                     "seed": config.validation_seed + place,
                 }
                 for place, prompt in enumerate(config.validation_prompts)

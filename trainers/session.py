@@ -39,6 +39,12 @@ from trainers.sampling import Painter, Sampler
 
 logger = logging.getLogger(__name__)
 
+DISTILLED = "distilled"  # the kind of models that are
+FEW_STEPS = 10  # a model whose own number of steps is below it is a distilled one
+FEW = (
+    "model={!r} was made to draw in few steps, which training undoes slowly; train on its base, and give this one as "
+    "validation_model to see what it draws"
+)
 POLL = 0.05  # seconds between two looks at who wants the device, and at control.json while paused
 
 
@@ -121,8 +127,10 @@ class Session:
     def _reference(self) -> ModelRef | None:
         if "model" in self.config.idle:
             return None
+        if self.config.validation_model:
+            self.library.get(self.config.validation_model, "validation_model")
         model = self.library.get(self.config.model)
-        if model.kind:
+        if model.kind not in ("", DISTILLED):
             raise InvalidRequest(
                 "model", f"model={model.id!r} is of the kind {model.kind}, which is not trained; choose another"
             )
@@ -165,7 +173,12 @@ class Session:
         resume: bool,
     ) -> dict[str, Any] | None:
         run.tell(Started(job=run.id, note="loading the model"))
-        for note in pictures.notes:
+        few = (
+            self.library.get(reference.id).defaults.get("num_inference_steps", FEW_STEPS) < FEW_STEPS
+            if reference
+            else False
+        )
+        for note in [*pictures.notes, *([FEW.format(self.config.model)] if few else [])]:
             run.notice(note)
         lease = DeviceLease(device.key)
         if accelerator.is_local_main_process or device.place.type == "cuda":

@@ -116,10 +116,6 @@ class Runner:
             self.runs.remove(run_id, trash)
             self._write(self._rows())
 
-    def announce(self) -> None:
-        """Let every page look again."""
-        self._changed()
-
     def state(self, run_id: str, queue: list[str] | None = None) -> str:
         """Return what a run is doing; see `Runs.state`, `queued` and `starting`. `queue` saves reading it again."""
         state = self.runs.state(run_id)
@@ -144,6 +140,10 @@ class Runner:
             "loss": loss[max(loss)] if loss else None, "checkpoints": len(story.checkpoints),
         }  # fmt: skip
 
+    def announce(self) -> None:
+        """Tell pages to look again."""
+        self._changed()
+
     def told(self) -> dict[str, Any]:
         """Return what every page hears: {"runs": of those that are not over, "first": who goes first, "once": pictures may go once}."""
         first, once = read_priority(self.settings.data_dir)
@@ -152,10 +152,10 @@ class Runner:
     def command(self, run_id: str, *, resume: bool = False) -> list[str]:
         """Return what a person would type to start a run."""
         folder = self.runs.folder(run_id)
-        config = ["--config", str(folder / CONFIG), "--run-dir", str(folder)]
-        return ["python", "-m", "trainers", self.runs.method(run_id), *config, *self._place(), *(["--resume"] * resume)]
+        words = ["--config", str(folder / CONFIG), "--run-dir", str(folder), *self._place(self.runs.device(run_id))]
+        return ["python", "-m", "trainers", self.runs.method(run_id), *words, *(["--resume"] * resume)]
 
-    def estimate(self, method: str, config: str) -> dict[str, Any]:
+    def estimate(self, method: str, config: str, device: str = "") -> dict[str, Any]:
         """Ask the trainer what a run would take; see `trainers.estimate`.
 
         Raises:
@@ -164,7 +164,7 @@ class Runner:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / CONFIG
             path.write_text(config, encoding="utf-8")
-            told = [method, "--config", str(path), "--run-dir", folder, *self._place(), "--estimate"]
+            told = [method, "--config", str(path), "--run-dir", folder, *self._place(device), "--estimate"]
             words = [sys.executable, "-m", "trainers", *told]
             try:
                 done = subprocess.run(
@@ -176,10 +176,10 @@ class Runner:
             raise _problem(done.stderr)
         return json.loads(done.stdout.splitlines()[-1])
 
-    def _place(self) -> list[str]:
+    def _place(self, device: str) -> list[str]:
         settings = self.settings
         extra = [word for path in settings.extra_models for word in ("--extra-models", str(path))]
-        told = {"data-dir": settings.data_dir, "device": settings.device, "cpu-threads": settings.cpu_threads}
+        told = {"data-dir": settings.data_dir, "device": device or settings.device, "cpu-threads": settings.cpu_threads}
         return [word for name, value in told.items() for word in (f"--{name}", str(value))] + extra
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -216,7 +216,7 @@ class Runner:
             self._wake.clear()
 
     def _look(self) -> None:
-        """Hear of children that ended, and start the next run if none works."""
+        """Hear of children that ended, and start the next run of each device on which none works."""
         with self._lock:
             for run_id, (child, size) in list(self._children.items()):
                 if child.poll() is not None:
@@ -226,8 +226,15 @@ class Runner:
             left = [row for row in rows if self.runs.state(row["run"]) not in ALIVE]
             if left != rows:
                 self._write(left)
-            if left and not self._children and not any(self.runs.state(run_id) in ALIVE for run_id in self.runs.ids()):
-                self._spawn(left[0]["run"])
+            working = [
+                run_id for run_id in self.runs.ids() if run_id in self._children or self.runs.state(run_id) in ALIVE
+            ]
+            busy = {self.runs.device(run_id) for run_id in working}
+            free = (
+                row["run"] for row in left if self.runs.device(row["run"]) not in busy and row["run"] not in working
+            )
+            if (run_id := next(free, None)) is not None:
+                self._spawn(run_id)
 
     def _spawn(self, run_id: str) -> None:
         folder = self.runs.folder(run_id)

@@ -28,7 +28,8 @@ from studio.events import (
 )
 from studio.store import writer
 
-CONFIG, EVENTS, CONTROL, SAMPLES, LOG = "config.yaml", "events.jsonl", "control.json", "samples.yaml", "log.txt"
+CONFIG, EVENTS, CONTROL, SAMPLES = "config.yaml", "events.jsonl", "control.json", "samples.yaml"
+LOG, LAUNCH = "log.txt", "launch.json"
 COMMANDS = ("pause", "resume", "stop", "save", "sample")
 METHOD_LINE = "# method: "
 NOTICES, LOG_BYTES = 200, 20_000
@@ -122,7 +123,9 @@ class Runs:
             )
         return self.root / run_id
 
-    def create(self, method: str, name: str, config: str, samples: list[dict[str, Any]] | None = None) -> str:
+    def create(
+        self, method: str, name: str, config: str, samples: list[dict[str, Any]] | None = None, device: str = ""
+    ) -> str:
         """Make the folder of a run that has not begun; return its id: its output's name, with a number if that is taken.
 
         Args:
@@ -130,6 +133,7 @@ class Runs:
             name: of the output.
             config: YAML of the whole config.
             samples: requests that are drawn at each checkpoint; None draws those of the config.
+            device: on which it works, as on the command line; "" is the app's.
         """
         number, run_id = 1, name
         while True:
@@ -142,6 +146,8 @@ class Runs:
                 run_id = f"{name}-{number}"
         if samples is not None:
             self.set_samples(run_id, samples)
+        if device:
+            writer.write_json(self.root / run_id / LAUNCH, {"device": device})
         writer.write_file(self.root / run_id / CONFIG, f"{METHOD_LINE}{method}\n{config}".encode())
         return run_id
 
@@ -149,6 +155,14 @@ class Runs:
         """Return the method of a run."""
         with (self.folder(run_id) / CONFIG).open(encoding="utf-8") as file:
             return file.readline().removeprefix(METHOD_LINE).strip()
+
+    def device(self, run_id: str) -> str:
+        """Return on which device a run was meant to work; "" is the app's."""
+        try:
+            told = json.loads((self.folder(run_id) / LAUNCH).read_text(encoding="utf-8"))
+            return str(told.get("device", ""))
+        except (OSError, ValueError, AttributeError):
+            return ""
 
     def config(self, run_id: str) -> dict[str, Any]:
         """Return what a run was told."""

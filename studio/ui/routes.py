@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ PAGE = 50
 LONG_POLL = 15.0  # seconds until a page that saw no change asks again
 MERGE = 0.002  # seconds in which several changes become one answer
 IDS_MAX = 2_000
+OWNERS_KEPT = 200  # visitors whose last answer is kept
 REPORTED = (
     "prompt",
     "negative_prompt",
@@ -46,6 +48,7 @@ class Routes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._states: dict[str, tuple[int, bytes]] = {}
         self._instance, self._reports = secrets.token_hex(4), PromptReports(services.library)
 
     def table(self) -> list[Route]:
@@ -89,13 +92,21 @@ class Routes:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), LONG_POLL)
                 await asyncio.sleep(MERGE)
-        facts = await run_in_threadpool(dispatcher.state, self._owner(request))
-        facts |= {"plots": await run_in_threadpool(self._services.plotter.state, self._owner(request))}
+        owner = self._owner(request)
+        version, answer = self._states.get(owner, (-1, b""))
+        if version != dispatcher.version:
+            version, answer = await run_in_threadpool(self._told, owner)
+            kept = self._states if len(self._states) < OWNERS_KEPT else {}
+            self._states = kept | {owner: (version, answer)}
+        return Response(answer, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+    def _told(self, owner: str) -> tuple[int, bytes]:
+        """Return the version of the state, and what a page of this visitor hears of it; many pages ask for the same."""
+        facts = self._services.dispatcher.state(owner) | {"plots": self._services.plotter.state(owner)}
         if self._services.training:
-            facts |= await run_in_threadpool(self._services.training.runner.told)
-        return JSONResponse(
-            facts | {"instance": self._instance, "public": self._services.public}, headers={"Cache-Control": "no-store"}
-        )
+            facts |= self._services.training.runner.told()
+        facts |= {"instance": self._instance, "public": self._services.public}
+        return facts["version"], json.dumps(facts).encode()
 
     async def preview(self, request: Request) -> Response:
         """Send the running job's newest preview to whoever knows the job's id."""

@@ -1,5 +1,6 @@
 """Plain routes of training runs: curves, samples, and what a person asks of a run."""
 
+import json
 import shlex
 import threading
 import time
@@ -38,7 +39,7 @@ class RunRoutes:
         self._runs, self._runner, self._settings = training.runs, training.runner, services.settings
         self._results = RunResultRoutes(services, training)
         self._lock = threading.Lock()
-        self._told: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._told: dict[str, tuple[float, bytes]] = {}
         self._sizes: dict[str, tuple[float, int]] = {}
 
     def table(self) -> list[Route]:
@@ -64,15 +65,15 @@ class RunRoutes:
             found = await run_in_threadpool(self._recent, request.path_params["id"])
         except StudioError as error:
             return problem(error, 404)
-        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+        return Response(found, media_type="application/json", headers={"Cache-Control": "no-store"})
 
-    def _recent(self, run_id: str) -> dict[str, Any]:
+    def _recent(self, run_id: str) -> bytes:
         """Return the details, read once for all pages that ask within a moment."""
         with self._lock:
             now = time.monotonic()
-            at, found = self._told.get(run_id, (-FRESH, {}))
+            at, found = self._told.get(run_id, (-FRESH, b""))
             if now - at >= FRESH:
-                found = self.details(run_id)
+                found = json.dumps(self.details(run_id)).encode()
                 self._told = {run_id: (time.monotonic(), found)} | {
                     other: row for other, row in self._told.items() if now - row[0] < FRESH and other != run_id
                 }
