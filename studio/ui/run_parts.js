@@ -4,6 +4,7 @@ window.studio.runParts = (() => {
   const $ = (selector) => document.querySelector(selector);
   const SCORES = { subject: "#2563eb", prompt: "#16a34a", drift: "#d97706", memorisation: "#dc2626" };
   const PARTS = ["top", "curves", "samples", "results", "keep", "compare", "vote", "log", "config"];
+  const LIKE = "#st-train-like textarea, #st-train-like input";
   const OPEN = ["curves", "samples", "results"];
   const TITLES = { curves: "Curves", samples: "Samples", results: "Files", keep: "Keep it", compare: "Compare checkpoints", vote: "Which is better?", log: "Log", config: "Settings" };
   const USES = { lora: "adds it to the prompt", embedding: "adds its word to the prompt", model: "chooses it as the model", controlnet: "puts it into the first control unit" };
@@ -19,6 +20,18 @@ window.studio.runParts = (() => {
   const part = (name) => $("#sr-" + name);
   const size = (bytes) => bytes >= 2 ** 30 ? (bytes / 2 ** 30).toFixed(2) + " GB" : (bytes / 2 ** 20).toFixed(1) + " MB";
   const label = (at) => at < 0 ? "Final result" : "Step " + at;
+
+  const trainTab = () => [...document.querySelectorAll("button[role=tab]")].find((tab) => tab.textContent.trim() === "Train");
+
+  // What is in a tab is in the document only when that was opened once.
+  async function like() {
+    const id = run.id;
+    if (!$(LIKE)) trainTab()?.click();
+    for (let i = 0; i < 50 && !$(LIKE); i++) await new Promise((done) => setTimeout(done, 100));
+    if (!$(LIKE)) return;
+    $(LIKE).value = "run:" + id;
+    $(LIKE).dispatchEvent(new Event("input", { bubbles: true }));
+  }
 
   function mount() {
     mounted = run.id;
@@ -80,7 +93,7 @@ window.studio.runParts = (() => {
     const share = runs.percent(run);
     const told = run.notices.filter((line) => !/^(pause|resume|stop|save|sample) \(\d+\) is heard$/.test(line));
     const facts = [run.loss !== null && `loss ${window.studio.charts.short(run.loss)}`, run.checkpoints && `${run.checkpoints} checkpoint${run.checkpoints > 1 ? "s" : ""}`, `${size(run.bytes)} on disk`, run.folder];
-    const like = document.querySelector("#st-train-like textarea, #st-train-like input");
+    const train = $(LIKE) || trainTab();
     fill(box, 
       el("div", { class: "sr-name" }, el("h3", { text: run.id }), el("span", { class: "st-quiet", text: runs.METHODS[run.method] || run.method })),
       el("div", { id: "sr-state", class: run.state === "failed" ? "st-bad" : "", "aria-live": "polite", "data-state": run.state, text: runs.words(run) }),
@@ -90,7 +103,7 @@ window.studio.runParts = (() => {
         button("Save now", "Save a checkpoint", ask("save"), { disabled: !on.save }),
         button("Pause", "Rest after this step and leave the device to others", ask("pause"), { disabled: !on.pause }),
         resume, stop,
-        like && button("Train like this", "Fill the Train tab with the settings of this run", () => { like.value = "run:" + run.id; like.dispatchEvent(new Event("input", { bubbles: true })); })),
+        train && button("Train like this", "Fill the Train tab with the settings of this run", like)),
       el("div", { class: "st-quiet sr-facts", text: facts.filter(Boolean).join(" · ") }),
       run.recommended && el("div", { class: "sr-recommended" }, el("b", { text: `★ Take step ${run.recommended.step}. ` }), run.recommended.reason),
       told.length > 0 && el("details", { class: "st-quiet" }, el("summary", { text: told[told.length - 1] }), ...told.slice(0, -1).reverse().map((line) => el("div", { text: line }))));
