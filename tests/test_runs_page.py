@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 from starlette.applications import Starlette
@@ -30,7 +31,7 @@ from studio.store.run_results import Result, find_result, keep, results_by_step,
 from studio.store.runs import Runs, Story
 from studio.store.votes import Vote, next_pair, pairs_of, ranking
 from studio.ui.run_routes import RunRoutes
-from studio.ui.runs_tab import without_run
+from studio.ui.runs_tab import RunsTab, without_run
 from tests.training import config_of, draw_pictures, train
 
 QUICK = {"width": 64, "height": 64, "num_inference_steps": 2}
@@ -356,6 +357,42 @@ def test_wrong_wishes_for_a_comparison(page: Page) -> None:
         ({"prompts": []}, "prompts must be 1 to 20"),
     ):
         assert why in page.refused("run/heart/compare", body | change)
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "files", "before", "after"),
+    [
+        ("lora", {}, ["n.safetensors"], "a cat <lora:n-000100:0.5>", "a cat <lora:n:1>"),
+        ("lora", {"recommended_weight": 0.7}, ["n.safetensors"], "", "a sks heart <lora:n:0.7>"),
+        ("textual-inversion", {"placeholder_token": "<h>"}, ["n.safetensors"], "a <h> n-000100", "a n n"),
+        (
+            "textual-inversion",
+            {"placeholder_token": "<h>"},
+            ["n.safetensors", "n_emb.safetensors"],
+            "a <h>",
+            "a n_emb <lora:n:1>",
+        ),
+        ("full", {}, ["n/model_index.json"], "a cat", "a cat"),
+        ("controlnet", {}, ["n/config.json"], "a cat", "a cat"),
+    ],
+)
+def test_using_a_result_fills_the_form(
+    tmp_path: Path, method: str, config: dict[str, Any], files: list[str], before: str, after: str
+) -> None:
+    runs = Runs(tmp_path)
+    runs.create(method, "n", json.dumps({"model": "base"} | config), [{"prompt": "a sks heart"}])
+    for file in files:
+        writer.write_file(tmp_path / "n" / "final" / file, b"{}")
+    services: Any = SimpleNamespace(training=SimpleNamespace(runs=runs))
+    models = [(name, name) for name in ("shapes", "base", *(["n"] if method == "full" else []))]
+    form: Any = SimpleNamespace(model_choices=lambda: models)
+    prompt, model, unit, on, tabs = RunsTab(services).use(form, json.dumps({"run": "n", "step": -1}), before, "shapes")
+    assert prompt == after and tabs.selected == "generate"
+    assert model["value"] == ("n" if method == "full" else "base")
+    assert (on is True and unit["value"] == "n") == (method == "controlnet")
+    for wrong in ("", "{}", "no json", json.dumps({"run": "n", "step": 7}), json.dumps({"run": "../n", "step": -1})):
+        with pytest.raises(gr.Error):
+            RunsTab(services).use(form, wrong, before, "shapes")
 
 
 def test_two_checkpoints_of_one_run_are_never_in_one_prompt() -> None:

@@ -203,7 +203,7 @@ class _Sink:
 def zipped(folder: Path) -> Iterator[bytes]:
     """Yield a folder as a zip archive that is never whole on disk or in memory; weights do not compress."""
     sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # pyright: ignore[reportArgumentType]
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for path in files_of(folder):
             inner = (Path(folder.name) / path.relative_to(folder)).as_posix()
             with archive.open(inner, "w", force_zip64=True) as entry:

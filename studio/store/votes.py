@@ -89,7 +89,7 @@ def next_pair(story: Story, votes: list[Vote], rng: random.Random) -> tuple[str,
 
     least = min(map(often, pairs))
     pair = rng.choice([one for one in pairs if often(one) == least])
-    return pair if rng.random() < 0.5 else pair[::-1]
+    return pair if rng.random() < 0.5 else (pair[1], pair[0])
 
 
 def ranking(votes: list[Vote]) -> list[dict[str, Any]]:
