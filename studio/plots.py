@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from studio.errors import InvalidRequest, shown
 from studio.fields import Frozen
+from studio.loras import LoraSpec
 from studio.parts import OWN_VAE
 from studio.schedulers import SIGMA_LABELS
 from studio.spec import RESIZE_LABELS, GenerationRequest, parse_request
@@ -27,6 +28,7 @@ CELLS_MAX_PUBLIC = 16
 TEXT_MAX = 20_000
 SINGLE = {"num_images_per_prompt": 1, "batch_size": 1}  # a cell is one picture
 SEEDS = ("seed", "variation_seed")
+LISTED: dict[str, type[Frozen]] = UNIT_TYPES | {"loras": LoraSpec}  # fields that hold several, each of its own
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 LABELS: dict[str, dict[Any, str]] = {"resize_mode": {**RESIZE_LABELS}, "sigmas": {**SIGMA_LABELS}}
 N = r"([+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}))"
@@ -116,7 +118,7 @@ def check_number(number: int, limit: int) -> None:
 def declared(field: str) -> FieldInfo:
     """Return where a field is declared; `controls.0.weight` is one of the first ControlNet unit."""
     name, _, rest = field.partition(".")
-    unit = UNIT_TYPES.get(name)
+    unit = LISTED.get(name)
     return unit.model_fields[rest.partition(".")[2]] if unit and rest else GenerationRequest.model_fields[field]
 
 
@@ -148,7 +150,7 @@ def kind_of(field: str) -> type | tuple[str, ...] | None:
 def plot_fields() -> dict[str, str]:
     """Return the fields that an axis can have, and their labels. Pictures are for the command line: the page has no paths."""
     names = [name for name in GenerationRequest.model_fields if name not in SINGLE]
-    for name, unit in UNIT_TYPES.items():
+    for name, unit in LISTED.items():
         own = [field for field in unit.model_fields if field != "image"]
         names += [f"{name}.{place}.{field}" for place in range(UNITS_MAX) for field in own]
     return {name: label_of(name) for name in names if kind_of(name) is not None}

@@ -66,7 +66,7 @@ def test_a_card_that_no_tool_writes_harms_nothing(file: Path, content: str) -> N
 
 
 def test_the_cover_is_a_route(file: Path, tmp_path: Path) -> None:
-    services: Any = SimpleNamespace(library=Library((), part_roots=(tmp_path,)), public=False)
+    services: Any = SimpleNamespace(library=Library((), part_roots=(tmp_path,)), public=False, training=None)
     client, url = TestClient(Starlette(routes=Routes(services).table())), "/studio/cover/a%20b/style%20v1.5"
     assert client.get(url).status_code == 404
     write_cover(file, png())

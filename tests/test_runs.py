@@ -232,6 +232,17 @@ def test_a_run_works_on_the_device_that_it_was_given(tmp_path: Path) -> None:
         assert words[words.index("--device") + 1] == device
 
 
+def test_a_run_that_is_still_loading_is_taken_out_at_once(app: App, pictures: Path) -> None:
+    run_id = app.create(pictures, max_train_steps=100_000)
+    app.runner.enqueue(run_id)
+    wait_for(lambda: app.runner.state(run_id) == "starting")
+    with pytest.raises(StudioError, match="is running; stop it first"):
+        app.runner.remove(run_id, app.runs.root / ".trash")
+    app.runner.cancel(run_id)
+    assert app.runner.queue() == [], "an app that ends now does not begin it again"
+    wait_for(lambda: app.runner.state(run_id) in ("new", "stopped"))
+
+
 def test_events_are_read_line_by_line_as_they_come(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     run_id = runs.create("lora", "a", "model: shapes\n")

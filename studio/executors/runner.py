@@ -87,6 +87,7 @@ class Runner:
                 self.runs.ask(run_id, "stop")
             elif run_id in self._children:  # still loading
                 self._children[run_id][0].terminate()
+                self._write([row for row in self._rows() if row["run"] != run_id])
             elif run_id in self.queue():
                 self._write([row for row in self._rows() if row["run"] != run_id])
             else:
@@ -105,36 +106,50 @@ class Runner:
             self._write(rows)
         self._changed()
 
-    def state(self, run_id: str) -> str:
-        """Return what a run is doing; see `Runs.state`, `queued` and `starting`."""
+    def remove(self, run_id: str, trash: Path) -> None:
+        """Move a run with all its results into the trash; it does not wait any more.
+
+        Raises:
+            StudioError: if it is working.
+        """
+        with self._lock:
+            if run_id in self._children:
+                raise StudioError(f"{run_id} is running; stop it first")
+            self.runs.remove(run_id, trash)
+            self._write(self._rows())
+
+    def state(self, run_id: str, queue: list[str] | None = None) -> str:
+        """Return what a run is doing; see `Runs.state`, `queued` and `starting`. `queue` saves reading it again."""
         state = self.runs.state(run_id)
         if run_id in self._children and state not in ALIVE:
             return STARTING
-        return QUEUED if state not in ALIVE and run_id in self.queue() else state
+        return QUEUED if state not in ALIVE and run_id in (self.queue() if queue is None else queue) else state
 
     def overview(self) -> list[dict[str, Any]]:
-        """Return what a page shows of each run: id, method, state, place, step, steps, seconds_left, note, error, loss."""
-        queue, rows = self.queue(), []
-        for run_id in self.runs.ids():
-            story, state = self.runs.story(run_id), self.state(run_id)
-            loss = story.curves.get("loss", {})
-            rows.append(
-                {
-                    "id": run_id, "method": self.runs.method(run_id), "state": state,
-                    "place": queue.index(run_id) + 1 if state == QUEUED else 0, "step": story.step, "steps": story.steps,
-                    "seconds_left": story.seconds_left if state in ALIVE else None, "note": story.note, "error": story.error,
-                    "loss": loss[max(loss)] if loss else None, "checkpoints": len(story.checkpoints),
-                }
-            )  # fmt: skip
-        return rows
+        """Return what a page shows of all runs, see `row`; the one that was begun or resumed last first."""
+        queue = self.queue()
+        return [self.row(run_id, queue) for run_id in self.runs.ids()]
+
+    def row(self, run_id: str, queue: list[str] | None = None) -> dict[str, Any]:
+        """Return what a page shows of a run: id, method, state, place, step, steps, seconds_left, note, error, loss."""
+        queue = self.queue() if queue is None else queue
+        story, state = self.runs.story(run_id), self.state(run_id, queue)
+        loss = story.curves.get("loss", {})
+        return {
+            "id": run_id, "method": self.runs.method(run_id), "state": state,
+            "place": queue.index(run_id) + 1 if state == QUEUED else 0, "step": story.step, "steps": story.steps,
+            "seconds_left": story.seconds_left if state in ALIVE else None, "note": story.note, "error": story.error,
+            "loss": loss[max(loss)] if loss else None, "checkpoints": len(story.checkpoints),
+        }  # fmt: skip
 
     def announce(self) -> None:
         """Tell pages to look again."""
         self._changed()
 
     def told(self) -> dict[str, Any]:
-        """Return what every page hears: {"runs": of those that are not over, "first": who goes first}."""
-        return {"runs": self._active, "first": read_priority(self.settings.data_dir)[0]}
+        """Return what every page hears: {"runs": of those that are not over, "first": who goes first, "once": pictures may go once}."""
+        first, once = read_priority(self.settings.data_dir)
+        return {"runs": self._active, "first": first, "once": once}
 
     def command(self, run_id: str, *, resume: bool = False) -> list[str]:
         """Return what a person would type to start a run."""

@@ -112,17 +112,7 @@ class Gallery:
         """Return a small WebP of a picture, made at the first call; small pictures are their own thumbnail."""
         path = self.path(image_id, owner)
         small = cache / "thumbnails" / f"{image_id}.webp"
-        if small.is_file():
-            return small
-        with Image.open(path, formats=("PNG",)) as image:
-            if max(image.size) <= THUMBNAIL:
-                return path
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            small.parent.mkdir(parents=True, exist_ok=True)
-            part = small.with_suffix(f".{secrets.token_hex(4)}.part")
-            image.convert("RGB").save(part, "WEBP", quality=80, method=0)
-            part.replace(small)
-        return small
+        return small_copy(path, small)
 
     def star(self, image_ids: list[str], starred: bool) -> int:
         """Star pictures or take their stars away; the sidecar beside each file keeps it. Return how many there were."""
@@ -213,6 +203,21 @@ class Gallery:
         return self._row(
             path, record, "", starred=int(bool(read_sidecar(path.with_suffix(".json")).get("starred"))), trashed=trashed
         )
+
+
+def small_copy(path: Path, small: Path) -> Path:
+    """Return a small WebP of a PNG, made at `small` at the first call; small pictures are their own."""
+    if small.is_file():
+        return small
+    with Image.open(path, formats=("PNG",)) as image:
+        if max(image.size) <= THUMBNAIL:
+            return path
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        small.parent.mkdir(parents=True, exist_ok=True)
+        part = small.with_suffix(f".{secrets.token_hex(4)}.part")
+        image.convert("RGB").save(part, "WEBP", quality=80, method=0)
+        part.replace(small)
+    return small
 
 
 def visible(row: dict[str, object], owner: str | None) -> bool:

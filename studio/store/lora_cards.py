@@ -1,10 +1,12 @@
 """What lies beside a LoRA's file: a cover picture and a person's notes, as A1111 keeps them (`name.png`, `name.json`)."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from studio.errors import StudioError
+from studio.errors import InvalidRequest, StudioError
+from studio.loras import WEIGHT_MAX
 from studio.settings import ROOT
 from studio.store import writer
 
@@ -16,6 +18,7 @@ COVERS = {
     ".webp": "image/webp",
 }
 NOTES_MAX = 4_000
+WORDS_MAX = 500  # characters of the words that call it
 SIDECAR_MAX = 1_000_000
 
 
@@ -38,13 +41,42 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def write_notes(path: Path, notes: str) -> None:
-    """Keep a person's notes on a LoRA in its sidecar; whatever else that holds stays.
+    """Keep a person's notes on a LoRA in its sidecar, see `write_card`."""
+    write_card(path, check_card({"notes": notes}) | {"notes": notes})
+
+
+def check_card(card: dict[str, Any]) -> dict[str, Any]:
+    """Return what a sidecar says, by A1111's names, of a person's `words`, `weight` and `notes`; what is not told is left out.
 
     Raises:
-        StudioError: if they are too long, the LoRA came with Studio, or the sidecar cannot be understood.
+        InvalidRequest: naming what is too long, or no weight.
     """
+    words, notes = str(card.get("words") or "").strip(), str(card.get("notes") or "")
     if len(notes) > NOTES_MAX:
-        raise StudioError(f"the notes have {len(notes):,} characters; at most {NOTES_MAX:,} are kept")
+        raise InvalidRequest("notes", f"the notes have {len(notes):,} characters; at most {NOTES_MAX:,} are kept")
+    if len(words) > WORDS_MAX:
+        raise InvalidRequest("words", f"the trigger words have {len(words):,} characters; at most {WORDS_MAX} are kept")
+    told: dict[str, Any] = {"activation text": words} if words else {}
+    if card.get("weight") not in (None, ""):
+        weight = card["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise InvalidRequest("weight", f"weight={str(weight)[:40]!r} must be a number, such as 0.8")
+        if abs(weight) > WEIGHT_MAX:
+            raise InvalidRequest("weight", f"weight={weight:g} must be from {-WEIGHT_MAX:g} to {WEIGHT_MAX:g}")
+        told["preferred weight"] = weight
+    return told | ({"notes": notes} if notes else {})
+
+
+def write_card(path: Path, card: dict[str, Any]) -> None:
+    """Change what a LoRA's sidecar says; whatever else that holds stays.
+
+    Args:
+        path: of the LoRA.
+        card: by A1111's names, see `check_card`.
+
+    Raises:
+        StudioError: if the LoRA came with Studio or belongs to a run, or the sidecar cannot be understood.
+    """
     _check_own(path)
     sidecar = path.with_suffix(".json")
     told = read_card(path)
@@ -52,7 +84,7 @@ def write_notes(path: Path, notes: str) -> None:
         raise StudioError(
             f"{sidecar.name} cannot be read as a table, so the notes are not written into it; move it away"
         )
-    _written(sidecar, (json.dumps(told | {"notes": notes}, indent=1, ensure_ascii=False) + "\n").encode())
+    _written(sidecar, (json.dumps(told | card, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_cover(path: Path, picture: bytes) -> None:
@@ -76,4 +108,8 @@ def _check_own(path: Path) -> None:
     if path.is_relative_to(ROOT / "presets"):
         raise StudioError(
             f"{path.stem} came with Studio and stays as it is; copy it into your own `loras` folder first"
+        )
+    if any((folder / writer.MANIFEST).is_file() for folder in (path.parent, path.parent.parent)):
+        raise StudioError(
+            f"{path.stem} belongs to a training run and stays as it was written; keep it as a LoRA in Runs first"
         )

@@ -50,6 +50,7 @@ class Story:
         last: what the newest event that changes the state was: a state, or "" before the first.
         curves: name of a number -> step -> value; of a step that was done twice the later counts.
         samples: step -> names of pictures in `samples/`.
+        prompts: name of a picture -> its prompt.
         error: of a run that failed.
     """
 
@@ -63,6 +64,7 @@ class Story:
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
     checkpoints: list[int] = field(default_factory=list)
     samples: dict[int, list[str]] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
@@ -82,6 +84,7 @@ class Story:
             name = Path(event.path).name
             step = int(name.split("-")[1]) if re.match(r"step-\d+-", name) else 0
             rows = self.samples.setdefault(step, [])
+            self.prompts[name] = event.record.request.prompt.replace(f"-{step:06d}", "")  # an embedding's own name
             if name not in rows:
                 rows.append(name)
         elif isinstance(event, Notice):

@@ -12,6 +12,7 @@ from studio.ui.merge_panel import MergePanel
 from studio.ui.models_tab import ModelsTab
 from studio.ui.plot_panel import PlotPanel
 from studio.ui.png_info_panel import build_png_info
+from studio.ui.runs_tab import RunsTab
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.ui.train_tab import TrainTab
@@ -19,7 +20,18 @@ from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js", "train.js")
+SCRIPTS = (
+    "page.js",
+    "plots.js",
+    "prompts.js",
+    "datasets.js",
+    "doctor.js",
+    "train.js",
+    "run_charts.js",
+    "runs.js",
+    "run_parts.js",
+    "run_compare.js",
+)
 STYLES = ("page.css", "datasets.css", "doctor.css")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
@@ -28,7 +40,7 @@ CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <
 def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        generate, upscale = GenerateTab(services), UpscalePanel(services)
+        generate, upscale, runs = GenerateTab(services), UpscalePanel(services), RunsTab(services)
         train = TrainTab(services) if services.training else None
         with gr.Row(elem_id="st-head"):
             with gr.Column(scale=0, min_width=90):
@@ -50,6 +62,9 @@ def build_ui(services: Services) -> gr.Blocks:
             if train:
                 with gr.Tab(TEXT["tab.train"], id="train") as tab:
                     train.build(page, tab, tabs)
+            if services.training:
+                with gr.Tab(TEXT["tab.runs"], id="runs") as tab:
+                    runs.build(page, tab, tabs)
             with gr.Tab(TEXT["tab.models"], id="models") as tab:
                 ModelsTab(services).build(tab)
             with gr.Tab(TEXT["tab.tools"], id="tools") as tab, gr.Tabs(elem_id="st-tools") as tools:
@@ -66,6 +81,8 @@ def build_ui(services: Services) -> gr.Blocks:
         if train:
             train.follow(generate.controls["model"])
         upscale.build_sender(tabs, tools)
+        if services.training:
+            runs.build_sender(tabs, generate)
         Api(services).register()
     return page
 

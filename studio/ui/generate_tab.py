@@ -34,6 +34,7 @@ VIEWER = f"""
   <div id="st-stage" data-state="empty"><img id="st-picture" hidden alt=""><div id="st-empty">{TEXT["empty"]}</div></div>
   <div class="st-track" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"><div id="st-bar"></div></div>
   <div id="st-line" aria-live="polite"></div>
+  <div id="st-held" class="st-quiet" hidden></div>
   <div id="st-strip"></div>
   <div id="st-actions"></div>
   <div id="st-details" class="st-panel"></div>

@@ -172,7 +172,7 @@ window.studio = (() => {
     actions(job, drawing);
     queue();
     device();
-    document.title = drawing && job.progress ? `${Math.round(100 * fraction(job))} % · Studio` : "Studio";
+    document.title = drawing && job.progress ? `${Math.round(100 * fraction(job))} % · Studio` : window.studio.runs?.title() || "Studio";
     document.body.classList.toggle("st-drawing", drawing || state.jobs.some((other) => other.id === myJob && other.state === "queued"));
   }
 
@@ -256,7 +256,7 @@ window.studio = (() => {
     const memory = d.memory_total ? ` · ${gib(d.memory_free)} of ${gib(d.memory_total)} GiB free` : "";
     const doing = { starting: "starting …", ready: "ready", drawing: "drawing", failed: "not usable" }[d.state] || d.state;
     const trouble = d.problem ? ` · ${d.problem}` : "";
-    chip.textContent = `${d.name || "Device"}${memory} · ${doing}` + (state.waiting ? ` · ${state.waiting} waiting` : "") + trouble;
+    chip.textContent = `${d.name || "Device"}${memory} · ${doing}` + (state.waiting ? ` · ${state.waiting} waiting` : "") + (window.studio.runs?.chip() || "") + trouble;
     chip.dataset.state = d.state;
   }
 
@@ -270,7 +270,7 @@ window.studio = (() => {
           const before = new Set(state.jobs.flatMap((job) => job.images || []));
           state = next;
           document.body.classList.toggle("st-public", Boolean(state.public));
-          try { render(); window.studio.plots?.show(state.plots || []); } catch (error) { console.error(error); }
+          try { window.studio.runs?.show(state); render(); window.studio.plots?.show(state.plots || []); } catch (error) { console.error(error); }
           if (state.jobs.some((job) => (job.images || []).some((id) => !before.has(id)))) gallery.stale = true;
         }
         $("#st-offline")?.setAttribute("hidden", "");
@@ -395,5 +395,5 @@ window.studio = (() => {
   });
   const wait = setInterval(() => { if ($("#st-viewer")) { clearInterval(wait); follow(); } }, 50);
 
-  return { el, button, call, url, submitted, opened, shown: () => shown, saveForm, restoreForm, fit, interrupt, skip, lastSeed, gallery, pending: () => pending };
+  return { el, button, call, url, store, submitted, opened, shown: () => shown, saveForm, restoreForm, fit, interrupt, skip, lastSeed, gallery, pending: () => pending };
 })();

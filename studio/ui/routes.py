@@ -69,7 +69,7 @@ class Routes:
             Route("/studio/job/{action}", self.job, methods=["POST"]),
             Route("/studio/plot/{action}", self.plot, methods=["POST"]),
             Route("/studio/prompt-report", self.prompt_report, methods=["POST"]),
-            *(RunRoutes(self._services.training, self._services.settings).table() if self._services.training else ()),
+            *(RunRoutes(self._services, self._services.training).table() if self._services.training else ()),
             *([] if self._services.public else DatasetRoutes(self._services).table()),
         ]
 

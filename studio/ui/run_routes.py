@@ -1,7 +1,8 @@
-"""Plain routes of training runs: curves, samples, files, and what a person asks of a run."""
+"""Plain routes of training runs: curves, samples, and what a person asks of a run."""
 
 import json
-import re
+import shlex
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +14,33 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from studio.errors import StudioError
-from studio.settings import Settings
+from studio.store.gallery import small_copy
 from studio.store.priority import set_priority
+from studio.store.run_results import FINAL, kept, model_card, recommendation, results_by_step
 from studio.ui.bodies import problem, read_body
-from studio.ui.services import Training
+from studio.ui.run_result_routes import RunResultRoutes
+from studio.ui.services import Services, Training
 
-FRESH = 1.0  # seconds for which an answer is given again
 POINTS = 500  # of a curve that a page gets
 TRASH = ".trash"
+FRESH = 1.0  # seconds for which what one page was told of a run is told to the next
+SIZED = 20.0  # seconds between two looks at how much disk a run takes
 
 
 class RunRoutes:
-    """The handlers, as methods over the runs."""
+    """The handlers, as methods over the runs.
 
-    def __init__(self, training: Training, settings: Settings) -> None:
-        self._runs, self._runner, self._settings = training.runs, training.runner, settings
-        self._answers: dict[str, tuple[float, bytes]] = {}  # for all pages that look within a moment
+    Args:
+        services: what the page stands on.
+        training: the runs.
+    """
+
+    def __init__(self, services: Services, training: Training) -> None:
+        self._runs, self._runner, self._settings = training.runs, training.runner, services.settings
+        self._results = RunResultRoutes(services, training)
+        self._lock = threading.Lock()
+        self._told: dict[str, tuple[float, bytes]] = {}
+        self._sizes: dict[str, tuple[float, int]] = {}
 
     def table(self) -> list[Route]:
         """Return all routes."""
@@ -36,7 +48,7 @@ class RunRoutes:
             Route("/studio/runs", self.runs),
             Route("/studio/run/{id}", self.run),
             Route("/studio/run/{id}/sample/{name}", self.sample),
-            Route("/studio/run/{id}/file/{step}", self.file),
+            *self._results.table(),
             Route("/studio/run/{id}/{action}", self.act, methods=["POST"]),
             Route("/studio/priority/{first}", self.priority, methods=["POST"]),
         ]
@@ -49,55 +61,84 @@ class RunRoutes:
 
     async def run(self, request: Request) -> Response:
         """Return everything that a page shows of one run."""
-        run_id, now = request.path_params["id"], time.monotonic()
-        made, answer = self._answers.get(run_id, (0.0, b""))
-        if now - made > FRESH or not answer:
-            try:
-                answer = json.dumps(await run_in_threadpool(self.details, run_id)).encode()
-            except StudioError as error:
-                return problem(error, 404)
-            self._answers = {run_id: (now, answer)} | {
-                name: one for name, one in self._answers.items() if now - one[0] <= FRESH and name != run_id
-            }
-        return Response(answer, media_type="application/json", headers={"Cache-Control": "no-store"})
+        try:
+            found = await run_in_threadpool(self._recent, request.path_params["id"])
+        except StudioError as error:
+            return problem(error, 404)
+        return Response(found, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+    def _recent(self, run_id: str) -> bytes:
+        """Return the details, read once for all pages that ask within a moment."""
+        with self._lock:
+            now = time.monotonic()
+            at, found = self._told.get(run_id, (-FRESH, b""))
+            if now - at >= FRESH:
+                found = json.dumps(self.details(run_id)).encode()
+                self._told = {run_id: (time.monotonic(), found)} | {
+                    other: row for other, row in self._told.items() if now - row[0] < FRESH and other != run_id
+                }
+            return found
 
     def details(self, run_id: str) -> dict[str, Any]:
         """Return a run's state, curves, checkpoints, samples, notices, config and the end of its log."""
         runs = self._runs
-        row = next(row for row in self._runner.overview() if row["id"] == run_id) if runs.folder(run_id) else {}
-        story = runs.story(run_id)
-        results = runs.results(run_id)
-        return row | {
+        folder = runs.folder(run_id)
+        story, drawn = runs.story(run_id), runs.samples(run_id)
+        return self._runner.row(run_id) | {
             "curves": {name: thinned(curve) for name, curve in story.curves.items()},
-            "results": [{"step": step, "name": run_id if step < 0 else f"{run_id}-{step:06d}"} for step in results],
+            "results": [
+                {
+                    "step": step, "name": result.name, "kind": result.kind, "bytes": result.bytes,
+                    "file": result.path.is_file(), "kohya": step == FINAL and result.kohya is not None,
+                }
+                for step, result in results_by_step(runs, run_id).items()
+            ],
             "samples": {step: list(names) for step, names in sorted(story.samples.items())},
-            "prompts": [str(one.get("prompt", "")) for one in runs.samples(run_id)],
+            "grids": {int(path.stem[5:]): path.name for path in sorted(folder.glob("samples/step-*.png")) if path.stem[5:].isdigit()},
+            "said": story.prompts,
+            "prompts": [str(one.get("prompt", "")) for one in drawn],
+            "seed": drawn[0].get("seed", 0) if drawn else runs.config(run_id).get("validation_seed") or 0,
             "notices": story.notices,
             "config": runs.config(run_id),
-            "command": " ".join(self._runner.command(run_id)),
+            "command": shlex.join(self._runner.command(run_id)),
             "log": runs.log(run_id),
-            "bytes": runs.bytes(run_id),
-        }
+            "bytes": self._bytes(run_id),
+            "folder": str(folder),
+            "recommended": recommendation(runs, run_id),
+            "kept": kept(runs, run_id),
+            "card": model_card(runs, run_id),
+            "compared": self._results.compared(run_id),
+        }  # fmt: skip
+
+    def _bytes(self, run_id: str) -> int:
+        """Return how much disk a run takes; that is a walk through its folder."""
+        at, size = self._sizes.get(run_id, (-SIZED, 0))
+        if time.monotonic() - at >= SIZED:
+            size = self._runs.bytes(run_id)
+            self._sizes[run_id] = time.monotonic(), size
+        return size
 
     async def sample(self, request: Request) -> Response:
-        """Send a sample's picture, byte for byte."""
-        try:
-            path = self._runs.sample_path(request.path_params["id"], request.path_params["name"])
-        except StudioError as error:
-            return problem(error, 404)
-        return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, no-cache"})
+        """Send a sample's picture, byte for byte, or small for a list."""
+        run_id, name = request.path_params["id"], request.path_params["name"]
 
-    async def file(self, request: Request) -> Response:
-        """Send the file of a result; `final` or a step."""
-        step = request.path_params["step"]
+        def find() -> tuple[Path, str]:
+            path = self._runs.sample_path(run_id, name)
+            stamp = f"{path.stat().st_mtime_ns:x}"
+            if request.query_params.get("small") == "1":
+                small = self._settings.data_dir / "cache" / "thumbnails" / f"run-{run_id}-{path.stem}-{stamp}.webp"
+                path = small_copy(path, small)
+            return path, f'"{path.suffix}{stamp}"'
+
         try:
-            results = self._runs.results(request.path_params["id"])
-            path = results.get(-1 if step == "final" else int(step) if re.fullmatch(r"\d{1,9}", step) else -2)
-            if path is None or not path.is_file():
-                raise StudioError(f"there is no file of {step}; a whole model is a folder in the run's directory")
+            path, tag = await run_in_threadpool(find)
         except StudioError as error:
             return problem(error, 404)
-        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+        headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        media = "image/webp" if path.suffix == ".webp" else "image/png"
+        return FileResponse(path, media_type=media, headers=headers)
 
     async def act(self, request: Request) -> Response:
         """Start, cancel, move, ask, clean or remove a run; change its sample prompts; `{"offset", "prompts"}`."""
@@ -109,20 +150,23 @@ class RunRoutes:
                 "start": lambda: runner.enqueue(run_id),
                 "cancel": lambda: runner.cancel(run_id),
                 "move": lambda: runner.move(run_id, -1 if body.get("offset") == -1 else 1),
-                "clean": lambda: runs.clean(run_id),
-                "remove": lambda: runs.remove(run_id, runs.root / TRASH),
+                "clean": lambda: {"bytes": runs.clean(run_id)},
+                "remove": lambda: runner.remove(run_id, runs.root / TRASH),
                 "prompts": lambda: self._prompts(run_id, body.get("prompts")),
             } | {name: lambda name=name: runs.ask(run_id, name) for name in ("pause", "resume", "save", "sample")}
+            actions |= self._results.actions(run_id, body, self._results.owner(request))
             if action not in actions:
                 raise StudioError(f"action must be one of: {', '.join(actions)}")
             runs.folder(run_id)
-            await run_in_threadpool(actions[action])
-            self._answers.clear()
+            answer = await run_in_threadpool(actions[action])
         except StudioError as error:
             return problem(error)
         except OSError as error:
             return problem(StudioError(f"that did not work: {error.strerror or error}"), 500)
-        return JSONResponse({})
+        finally:
+            self._told.pop(run_id, None)
+            self._sizes.pop(run_id, None)
+        return JSONResponse(answer if isinstance(answer, dict) else {})
 
     def _prompts(self, run_id: str, prompts: object) -> None:
         """Draw other prompts from the next checkpoint on; what stands beside a prompt is kept, or taken from the first."""

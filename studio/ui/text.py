@@ -10,6 +10,7 @@ TEXT = {
     "tab.datasets": "Datasets",
     "tab.tools": "Tools",
     "tab.models": "Models",
+    "tab.runs": "Runs",
     "generate": "Generate",
     "model.asks": (
         "{title} asks for {width} x {height}, {num_inference_steps} steps, CFG {guidance_scale:g}, {scheduler}. "
@@ -316,6 +317,13 @@ TEXT = {
     "upscale.picture": "Picture to enlarge",
     "upscale.models": "Lanczos is always there; .safetensors files in `models/upscalers` appear at the next page load.",
     "upscale.run": "Upscale",
+    "runs.none": (
+        "There are no training runs yet. Gather pictures in <b>Datasets</b>, then start one in <b>Train</b>: it appears here "
+        "with its progress, its samples and its files."
+    ),
+    "runs.first": "Who goes first on the device",
+    "runs.notify": "Notify me when a run ends",
+    "runs.notify.help": "The browser tells you, also while another page is in front.",
 }
 
 EXAMPLES = (
