@@ -21,16 +21,8 @@ from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
 SCRIPTS = (
-    "page.js",
-    "plots.js",
-    "prompts.js",
-    "datasets.js",
-    "doctor.js",
-    "train.js",
-    "run_charts.js",
-    "runs.js",
-    "run_parts.js",
-    "run_compare.js",
+    *("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js"),
+    *("train.js", "run_charts.js", "runs.js", "run_parts.js", "run_compare.js"),
 )
 STYLES = ("page.css", "datasets.css", "doctor.css")
 HEAD = '<div id="st-title">Studio</div>'
@@ -40,6 +32,7 @@ CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <
 def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        Api(services).register()  # first: its names are theirs, whatever the page calls its own handlers
         generate, upscale, runs = GenerateTab(services), UpscalePanel(services), RunsTab(services)
         train = TrainTab(services) if services.training else None
         with gr.Row(elem_id="st-head"):
@@ -58,7 +51,10 @@ def build_ui(services: Services) -> gr.Blocks:
                 build_gallery_tab(tab)
             if not services.public:
                 with gr.Tab(TEXT["tab.datasets"], id="datasets") as tab:
-                    DatasetsTab(services).build(page, tab)
+                    datasets = DatasetsTab(services)
+                    datasets.build(page, tab)
+                    if train:
+                        datasets.build_sender(train.wish)
             if train:
                 with gr.Tab(TEXT["tab.train"], id="train") as tab:
                     train.build(page, tab, tabs)
@@ -83,7 +79,6 @@ def build_ui(services: Services) -> gr.Blocks:
         upscale.build_sender(tabs, tools)
         if services.training:
             runs.build_sender(tabs, generate)
-        Api(services).register()
     return page
 
 

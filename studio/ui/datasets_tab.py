@@ -1,7 +1,6 @@
 """The Datasets tab: choose or create a dataset; datasets.js fills the frame from the routes and sends every change there."""
 
 import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,6 @@ class DatasetsTab:
         for panel in (DoctorPanel, CaptionPanel, MaskPanel):
             panel(self._services).build(self.chosen, self.changed)
         self.train = gr.Button(TEXT["datasets.train"], variant="primary", elem_id="sd-train")
-        how = gr.Markdown(elem_id="sd-how")
-        self.train.click(self.how, [self.chosen], [how], **quiet)
         gr.on(
             [tab.select, refresh.click],
             self.names,
@@ -159,6 +156,13 @@ class DatasetsTab:
             concurrency_limit=1,
         ).success(None, [self.chosen], js="(name) => { studio.datasets.show(name); }", api_visibility="private")
 
+    def build_sender(self, wish: gr.Textbox) -> None:
+        """Let the Train tab begin with the chosen dataset; `wish` is what it listens to."""
+        self.train.click(
+            lambda chosen: f"dataset:{chosen}" if chosen else "",
+            [self.chosen], [wish], show_progress="hidden", queue=False, api_visibility="private",
+        )  # fmt: skip
+
     def names(self, remembered: str) -> Any:
         """Offer the datasets; the one that was open stays chosen."""
         names = self._services.datasets.names()
@@ -171,10 +175,6 @@ class DatasetsTab:
         except StudioError as error:
             return [gr.skip(), gr.skip(), problem(error)]
         return [gr.update(choices=self._services.datasets.names(), value=made), "", ""]
-
-    def how(self, chosen: str | None) -> str:
-        """Say how training is told of a dataset."""
-        return TEXT["datasets.how"].format(name=json.dumps(chosen)) if chosen else TEXT["datasets.how.none"]
 
     def bring(self, path: str, name: str, chosen: str | None) -> list[Any]:
         """Copy a folder into a new dataset, or say what a kohya dataset file means to our trainers."""

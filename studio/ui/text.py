@@ -217,11 +217,6 @@ TEXT = {
     "datasets.resolution": "Max resolution",
     "datasets.step": "Bucket resolution steps",
     "datasets.train": "Train with these",
-    "datasets.how": (
-        "Write `dataset: {name}` into a config file (`presets/train` has some to begin with), then run "
-        "`python -m trainers lora --config FILE --run-dir DIR`."
-    ),
-    "datasets.how.none": "Choose or create a dataset first.",
     "datasets.import": "Import a folder of this computer, or a kohya dataset file",
     "datasets.import.help": (
         "A folder is copied into a new dataset, named as above or like the folder; kohya's `N_words` folders keep their "
