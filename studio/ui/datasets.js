@@ -223,7 +223,7 @@ window.studio.datasets = (() => {
 
   function buckets(list) {
     const row = (cells, tag) => el("tr", {}, ...cells.map((text) => el(tag, { text })));
-    $("#sd-bucket-rows").replaceChildren(row(["Size", "Pictures", "Enlarged", "Cut off at most"], "th"), ...list.map((one) =>
+    $("#sd-bucket-rows").replaceChildren(row(["Size", "Pictures", "Enlarged", "Cut off"], "th"), ...list.map((one) =>
       row([one.size.join(" x "), String(one.pictures), String(one.enlarged || ""), Math.floor(100 * one.cut) + " %"], "td")));
   }
 
