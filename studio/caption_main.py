@@ -175,9 +175,10 @@ def load_captioner(found: Captioner, device: Device, order: dict[str, Any]) -> D
             "no pictures; take a BLIP, BLIP-2, GIT, Florence-2 or another vision-language model"
         )
     processor = transformers.AutoProcessor.from_pretrained(found.path, **local)
-    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         found.path, config=config, use_safetensors=True, dtype=device.dtype, output_loading_info=True, **local
     )
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):  # the library would make random ones
         raise ModelError(f"{found.name} lacks {len(missing)} weights ({missing[0]}); copy it again")
     model = model.to(device.place).eval()

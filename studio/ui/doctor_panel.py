@@ -65,7 +65,13 @@ class DoctorPanel:
             drawn = gr.HTML("", padding=False, elem_id="sd-doctor-drawn")
         place, fix = gr.Textbox(visible="hidden"), gr.Button(elem_id="sd-doctor-fix", elem_classes="st-hidden")
         job, timer, found = gr.State(), gr.Timer(POLL, active=False), gr.State(())
-        aim = {"chosen": chosen, "trigger": trigger, "kind": kind, "resolution": resolution, "model": model}
+        aim: dict[str, Any] = {
+            "chosen": chosen,
+            "trigger": trigger,
+            "kind": kind,
+            "resolution": resolution,
+            "model": model,
+        }
         slow: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1}
         run.click(self.examine, inputs_kwargs=aim, outputs=[said, found, undo], **slow)
         fix.click(None, None, [place], js="() => studio.doctor.fixing()", api_visibility="private").then(
