@@ -33,7 +33,7 @@ def page(hearts: App, request: pytest.FixtureRequest) -> Iterator[Any]:
     width, height = request.param
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        tab: Any = browser.new_context(viewport={"width": width, "height": height}).new_page()
         tab.set_default_timeout(60_000)
         tab.problems = []
         tab.on("pageerror", lambda error: tab.problems.append(str(error)))

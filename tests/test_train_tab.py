@@ -47,7 +47,7 @@ HEARTS = Decisions("hearts", "sks", "heart")
 
 def services_of(data: Path) -> Services:
     """The objects of an app that neither draws nor trains."""
-    settings = Settings(data_dir=data, device="cpu", cpu_threads=1, executor="inline")
+    settings = Settings(port=None, data_dir=data, device="cpu", cpu_threads=1, executor="inline")
     database = Database(data / "studio.db")
     gallery = Gallery(data / "images", ImageIndex(database))
     library = Library(settings.model_folders, database, settings.part_roots, settings.runs)

@@ -77,7 +77,7 @@ class TrainForm:
         elif kind == "bool":
             made = gr.Checkbox(**common)
         elif kind == "choice":
-            choices = [(TEXT["train.none"], None)] * empty + [(str(one), one) for one in get_args(field.annotation)]
+            choices = [(str(one), one) for one in get_args(field.annotation)]
             made = gr.Dropdown(choices, **common)
         elif kind in ("int", "float"):
             made = gr.Number(placeholder=TEXT["train.none"] if empty else None, **common)

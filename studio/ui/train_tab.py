@@ -356,11 +356,11 @@ class TrainTab:
     def choices(self, method: str, dataset: str, model: str) -> list[Any]:
         """Offer the datasets and models that there are now."""
         names = dataset_names(self.desk.datasets)
-        first = {"value": names[0]} if len(names) == 1 and not dataset else {}
+        first: dict[str, Any] = {"value": names[0]} if len(names) == 1 and not dataset else {}
         return [
             gr.update(choices=names, **first),
             gr.update(choices=self._models()),
-            gr.update(visible=not names and not dataset),
+            gr.update(visible=not (names or dataset)),
             self._bars(method, model),
         ]
 
