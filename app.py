@@ -17,6 +17,9 @@ from studio.errors import StudioError
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
 from studio.store.blobs import limit_pillow
+from studio.store.captions import Captions
+from studio.store.changes import Changes
+from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
@@ -172,6 +175,9 @@ class Studio:
         self.runner = Runner(settings, Runs(settings.runs), self.dispatcher.announce, self.dispatcher.busy)
         if self.policy.mode not in ("share", "space"):
             self.runner.start()
+        self.datasets = Datasets(settings.data_dir / "datasets")
+        self.changes = Changes(self.datasets)
+        self.captions = Captions(settings, self.datasets, self.changes, self.tokens)
 
     def _policy(self, settings: Settings) -> Policy:
         credentials = settings.credentials
@@ -191,7 +197,7 @@ class Studio:
 
         return Services(
             self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens,
-            self._training(),
+            self.datasets, self.changes, self.captions, self._training(),
         )  # fmt: skip
 
     def _training(self) -> "Training | None":
@@ -259,6 +265,7 @@ class Studio:
     def _tidy(self) -> None:
         """Remove what a crash left half written, and enter pictures that the index does not know."""
         writer.sweep(self.gallery.root)
+        self.datasets.uploads.clear()
         for old in self.settings.tool_pictures.glob("*.png"):
             old.unlink(missing_ok=True)
         self.gallery.reconcile()
@@ -267,6 +274,7 @@ class Studio:
         """End the worker; what was running is queued again at the next start."""
         self.runner.close()
         self.downloads.close()
+        self.captions.close()
         self.plotter.close()
         self.dispatcher.close()
         self.database.close()

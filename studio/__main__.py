@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from studio.caption_command import add_caption_flags, caption
+from studio.dataset_commands import datasets
+from studio.doctor_command import add_doctor_flags, dataset_doctor
 from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
@@ -68,6 +71,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         ("adapters", "list LoRA and embeddings, what they fit and what calls them"),
         ("schedulers", "list the sampling methods"),
         ("families", "list the model families"),
+        ("datasets", "list the datasets, with how many pictures and captions each has"),
         ("reindex", "rebuild the index from the picture files"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
@@ -77,6 +81,8 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
     add_merge_flags(commands)
+    add_doctor_flags(commands)
+    add_caption_flags(commands)
     add_download_flags(
         commands.add_parser("download", help="get a model from the Hugging Face Hub, its mirror, or Civitai")
     )
@@ -333,12 +339,15 @@ COMMANDS = {
         adapters,
         schedulers,
         families,
+        datasets,
         reindex,
         prompt_report,
         convert,
         merge,
         download,
         doctor,
+        dataset_doctor,
+        caption,
     )
 }
 
@@ -346,7 +355,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 1 failed, 2 invalid, 3 not identical, 130 interrupted."""
     flags = parse_flags(sys.argv[1:] if arguments is None else arguments)
-    if flags.command != "download":
+    if flags.command not in ("download", "caption"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
     limit_pillow()

@@ -143,8 +143,17 @@ def _watch(files: Path, total: int, stop: threading.Event) -> None:
         say({"event": "progress", "bytes": min(have, total), "total": total, "what": "downloading"})
 
 
-def hub_plan(source: Source, models: Path) -> Plan:
-    """Ask the Hub, or its mirror, what a repository holds."""
+def hub_plan(
+    source: Source, models: Path, choose: Callable[..., dict[str, int]] = wanted_files, kind: str = "checkpoints"
+) -> Plan:
+    """Ask the Hub, or its mirror, what a repository holds.
+
+    Args:
+        source: where it is.
+        models: `models` of the data root.
+        choose: returns the wanted ones of its files.
+        kind: folder in `models` for the new one.
+    """
     from huggingface_hub import (
         HfApi,
         constants,
@@ -158,9 +167,9 @@ def hub_plan(source: Source, models: Path) -> Plan:
     with telling(source.name, constants.ENDPOINT):
         info = HfApi().model_info(source.name, revision=source.revision, files_metadata=True)
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
-    files = wanted_files(sizes, source.file)
+    files = choose(sizes, source.file)
     hashes = {one.rfilename: one.lfs.sha256 for one in info.siblings or [] if one.lfs and one.rfilename in files}
-    single = next(iter(files)) if list(files) and "model_index.json" not in files else ""
+    single = next(iter(files)) if len(files) == 1 else ""
     name = Path(single).name if single else folder_name(source)
     card: Any = info.card_data or {}
     licence = card.get("license_name") or card.get("license") or ""
@@ -182,7 +191,7 @@ def hub_plan(source: Source, models: Path) -> Plan:
     if info.gated:  # what a repository holds is told to everybody, its files are not
         with telling(source.name, constants.ENDPOINT):
             get_hf_file_metadata(hf_hub_url(source.name, next(iter(files)), revision=info.sha))
-    return Plan(models / "checkpoints" / name, files, hashes, about, fetch)
+    return Plan(models / kind / name, files, hashes, about, fetch)
 
 
 class telling:

@@ -114,6 +114,26 @@ def wanted_files(sizes: Mapping[str, int], file: str = "") -> dict[str, int]:
     raise InvalidRequest("source", f"the repository holds {what}; choose another one")
 
 
+def captioner_files(sizes: Mapping[str, int], file: str = "") -> dict[str, int]:
+    """Return the files of a repository that make a captioner or a tagger; see `wanted_files`.
+
+    Raises:
+        InvalidRequest: if it has no safe weights.
+    """
+    found = {
+        name: size
+        for name, size in sizes.items()
+        if is_inside(name) and "/" not in name and name.endswith((*SMALL, ".safetensors", ".csv"))
+    }
+    if not any(name.endswith(".safetensors") for name in found):
+        raise InvalidRequest(
+            "model", "the repository has no .safetensors weights (only pickles or ONNX?); choose another one"
+        )
+    if "config.json" not in found:
+        raise InvalidRequest("model", "the repository has no config.json, so it is no captioner; choose another one")
+    return found
+
+
 def _folder_files(inside: dict[str, int]) -> dict[str, int]:
     found = {}
     for name, size in inside.items():

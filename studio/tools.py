@@ -37,7 +37,18 @@ class VaeCheckCall(Frozen):
     vae: PartRef | None = None
 
 
-ToolCall = Annotated[PreprocessCall | VaeCheckCall, Field(discriminator="tool")]
+class CutoutCall(Frozen):
+    """Find what stands in front of its background; the answer's picture is `mask`, white where the subject is.
+
+    `painted` is a mask of where a person says that it is. `values` has `part`, its share of the picture.
+    """
+
+    tool: Literal["cutout"] = "cutout"
+    image: str
+    painted: str | None = None
+
+
+ToolCall = Annotated[PreprocessCall | VaeCheckCall | CutoutCall, Field(discriminator="tool")]
 
 
 class ToolAnswer(Frozen):

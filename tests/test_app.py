@@ -17,7 +17,6 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
-from benchmarks.shapes.judge import judge
 from studio.settings import ROOT
 from studio.spec import GenerationRequest
 from studio.store.metadata import read_picture
@@ -25,10 +24,12 @@ from studio.ui.api import Api
 from studio.ui.forms import build_control, facts_of, fields_of, from_page, to_page
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 from tests.conftest import App, launch
+from trainers.scorers.reading import judge
 
 PROMPT = "a red circle on a blue background"
 PUBLIC = {
     "/merge",
+    "/datasets",
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
     *(
         "/preprocess",
@@ -425,6 +426,8 @@ def test_on_a_space_visitors_see_only_their_own(tmp_path: Path) -> None:
             visitors[0].post("/studio/images", json={"action": "trash", "ids": [made["images"][0]["id"]]}).status_code
             == 400
         )
+        assert visitors[0].get("/studio/datasets/x?resolution=512&step=64").status_code == 404
+        assert "sd-chosen" not in visitors[0].get("/config").text
         assert "path" not in visitors[0].get(f"/studio/metadata/{made['images'][0]['id']}").json()["record"]["model"]
     finally:
         running.stop()

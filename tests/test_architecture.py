@@ -31,7 +31,14 @@ PURE = {
     "plots",
     "preprocessors",
     "prompt_syntax",
+    "buckets",
     "chunks",
+    "findings",
+    "captioning",
+    "caption_doctor",
+    "dataset_doctor",
+    "picture_facts",
+    "word_facts",
     "embeddings",
     "dynamic_prompts",
     "styles",
@@ -46,6 +53,7 @@ PURE = {
     "recommended",
     "sources",
     "file_kinds",
+    "caption_edits",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.shapes.judge import judge
 from studio.__main__ import main
 from studio.dynamic_prompts import expand
 from studio.errors import InvalidRequest
@@ -26,6 +25,7 @@ from studio.store.metadata import read_picture
 from studio.store.texts import TextLibrary, read_styles
 from studio.styles import styled
 from tests.conftest import MODELS, Made, drawer, pixels
+from trainers.scorers.reading import judge
 
 LINES = {"colour": ("red", "green", "blue"), "deep/shape": ("circle", "3::star"), "loop": ("__loop__ x",), "empty": ()}
 SMALL: dict[str, Any] = {"num_inference_steps": 2}

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.replace import replaced, shares
 from studio.engine.devices import Device
 from studio.engine.engine import Watch
@@ -22,6 +21,7 @@ from studio.spec import INPAINT, TEXT2IMAGE, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
 from tests.conftest import MODELS, Made, pixels
+from trainers.scorers.reading import judge
 
 Draw = Callable[..., Made]
 

@@ -13,7 +13,6 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.score import load
 from studio.__main__ import main
 from studio.embeddings import Naming, layout_of, names_of
@@ -28,6 +27,7 @@ from studio.store.library import Library
 from studio.store.metadata import read_picture
 from tests.conftest import MODELS, Made, drawer, pixels
 from tests.tiny import WIDE
+from trainers.scorers.reading import judge
 
 Draw = Callable[..., Made]
 SMALL: dict[str, Any] = {"seed": 3, "num_inference_steps": 4}

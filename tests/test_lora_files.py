@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.shapes.judge import judge
 from studio.__main__ import main
 from studio.settings import ROOT
 from studio.store.library import Library
@@ -19,6 +18,7 @@ from studio.store.lora_facts import lora_rows, read_lora_facts
 from studio.store.metadata import read_picture
 from studio.ui.lora_panel import LoraPanel
 from tests.conftest import pixels
+from trainers.scorers.reading import judge
 
 SHIPPED = ROOT / "presets" / "loras" / "red-to-blue.safetensors"
 WEIGHTS = {

@@ -16,7 +16,6 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.product import PRESETS
 from benchmarks.shapes.recolour import recolouring
 from benchmarks.shapes.render import render
@@ -29,6 +28,7 @@ from studio.store.blobs import BlobStore, encode
 from studio.store.library import Library
 from tests.conftest import MODELS, Made, drawer
 from tests.conftest import pixels as decoded
+from trainers.scorers.reading import judge
 
 PROMPT = "a red circle on a yellow background"
 SMALL: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4}

@@ -10,8 +10,9 @@ from diffusers.training_utils import compute_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from studio.buckets import bucket_of, bucket_sizes
 from trainers.losses import Diffusion, Flow, flow_shift, min_snr_weights, squared_error, zero_terminal_snr
-from trainers.plan import CENTER, Chances, Item, Plan, bucket_of, bucket_sizes, shuffled
+from trainers.plan import CENTER, Chances, Item, Plan, shuffled
 
 SCHEDULE = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 LATENTS, NOISE = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.randn(3, 4, 8, 8)

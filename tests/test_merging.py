@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.product import PRESETS
 from benchmarks.shapes.score import load
 from studio.__main__ import main
@@ -21,6 +20,7 @@ from studio.merging import merge, parse_merge
 from studio.store.library import Library
 from tests.conftest import MODELS, drawer
 from tests.test_adapter_kinds import adapter, pixels
+from trainers.scorers.reading import judge
 
 SMALL: dict[str, Any] = {"prompt": "a red circle on a yellow background", "seed": 3, "num_inference_steps": 3}
 

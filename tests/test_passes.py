@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.shapes.judge import judge
 from studio.engine.passes import slerp
 from studio.errors import InvalidRequest
 from studio.events import Progress
 from studio.spec import parse_request
 from studio.store.metadata import from_texts, picture_texts
 from tests.conftest import Made
+from trainers.scorers.reading import judge
 
 Draw = Callable[..., Made]
 PROMPT = "a big red square on a white background"

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.shapes.judge import judge
 from studio.errors import InvalidRequest
 from studio.prompt_syntax import moments, parse_prompt, plain_text
 from tests.conftest import Made, pixels
+from trainers.scorers.reading import judge
 
 Draw = Callable[..., Made]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.shapes.judge import judge
 from studio.settings import ROOT
 from tests.conftest import App
+from trainers.scorers.reading import judge
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

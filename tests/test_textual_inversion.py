@@ -20,6 +20,7 @@ from studio.settings import ROOT, Settings
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
 from studio.store.metadata import read_picture
+from studio.word_facts import advice, look_up, rare_words
 from tests.conftest import MODELS, drawer, pixels
 from tests.tiny import WIDE, clip_tokenizer, sdxl, t5
 from trainers.config_files import check_config, read_config
@@ -29,7 +30,6 @@ from trainers.models import load_parts
 from trainers.optimizers import build_optimizer
 from trainers.session import Session
 from trainers.textual_inversion import TEMPLATES, TextualInversion, spread
-from trainers.tokens import advice, look_up, rare_words
 
 PROMPT = "a <toy> on a blue background"
 SMALL: dict[str, Any] = {

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from benchmarks.shapes.follow import followed, scores
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import Scene, Thing
 from studio.engine.prompts import chunk_tokens, encode_chunks
@@ -33,6 +32,7 @@ from studio.store.blobs import encode
 from studio.store.library import Library
 from studio.store.metadata import add_text, picture_texts, read_picture
 from tests.conftest import pixels
+from trainers.scorers.reading import judge
 
 PROMPT = "a red circle on a blue background"
 STEPS = 3

@@ -16,7 +16,6 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks.shapes.judge import judge
 from studio.__main__ import main
 from studio.engine.parts import PartManager
 from studio.errors import InvalidRequest, ModelError
@@ -31,6 +30,7 @@ from studio.ui.generate_tab import GenerateTab
 from studio.ui.vae_panel import vae_choices
 from tests.conftest import MODELS, drawer, pixels
 from tests.tiny import vae as tiny_vae
+from trainers.scorers.reading import judge
 
 PROMPT = "a red circle on a white background"
 SMALL: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 3}

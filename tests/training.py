@@ -39,7 +39,9 @@ def draw_pictures(folder: Path, number: int = 5, *, captions: bool = True, word:
 
 
 def config_of(method: str, dataset: Path | None, **values: Any) -> TrainingConfig:
-    told = SMALL | ({"dataset": str(dataset)} if dataset else {}) | values
+    idle = METHODS[method][0].idle
+    told = {name: value for name, value in SMALL.items() if name not in idle}
+    told |= ({"dataset": str(dataset)} if dataset else {}) | values
     return check_config(METHODS[method][0], told)
 
 

@@ -130,7 +130,14 @@ class TrainingConfig(Frozen):
     cache_latents: Annotated[
         bool, control("Cache latents", "speed", "Encode pictures once; the VAE then leaves memory.")
     ] = True
-    compile: Annotated[bool, control("Compile", "speed", "torch.compile: slow start, faster steps on a GPU.")] = False
+    compile: Annotated[
+        bool,
+        control(
+            "Compile",
+            "speed",
+            "torch.compile: slow start (minutes), faster steps; needs triton or a C++ compiler.",
+        ),
+    ] = False
     snr_gamma: Annotated[
         float | None,
         control("Min SNR gamma", "loss", "Weighs noise levels evenly; 5 is usual. Not for flow models.", gt=0, le=100),
@@ -162,13 +169,17 @@ class TrainingConfig(Frozen):
     validation_seed: Annotated[int, control("Sample seed", "samples", "Of the first.", ge=0, le=SEED_MAX)] = 0
     validation_model: Annotated[
         str,
-        control(
-            "Sample with",
-            "samples",
-            "Model that draws the samples, as a distilled one; none: the trained one.",
-            max_length=300,
-        ),
+        control("Sample with", "samples", "A distilled model that draws them; none: the trained one.", max_length=300),
     ] = ""
+    scorer: Annotated[
+        str,
+        control(
+            "Scorer",
+            "samples",
+            "Judges samples: automatic, none, pixels, shapes, or a CLIP or DINOv2 folder. Draws the class too.",
+            max_length=1000,
+        ),
+    ] = "automatic"
     validation_size: Annotated[
         int, control("Held-out pictures", "samples", "Not trained on; their loss tells overfitting.", ge=0, le=1000)
     ] = 0

@@ -20,13 +20,14 @@ from studio.store import writer
 from studio.store.blobs import encode
 from trainers.conditions import Conditions
 from trainers.configs import TrainingConfig
-from trainers.data import Batch
+from trainers.data import Batch, Shown
 from trainers.denoisers import Told, UNet
 from trainers.material import Material, Pictures
 from trainers.method import Method, Rate
 from trainers.models import Parts, cache_folder
 from trainers.network_configs import ControlNetConfig
 
+CONTROL = "control.png"  # beside a result
 CELL = 8  # pixels a side of one latent, which the ControlNet's own encoder of control pictures makes
 SHAPE = (  # of a ControlNet: what must be as in the model's UNet
     *("cross_attention_dim", "block_out_channels", "layers_per_block", "down_block_types", "in_channels"),
@@ -121,6 +122,19 @@ class ControlNetMethod(Method):
         (made / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         return made
 
+    def export(self, folder: Path, name: str, facts: dict[str, str]) -> None:
+        """Put a control picture beside the result, for trying it."""
+        assert self._material is not None
+        writer.write_file(folder / CONTROL, self._control_picture(self._material.first_shown(1)[0]))
+
+    def code(self, prompt: str) -> str:
+        name = type(self.parts.pipe).__name__.replace("Pipeline", "ControlNetPipeline")
+        lines = ["import torch", f"from diffusers import ControlNetModel, {name}"]
+        lines += ["from diffusers.utils import load_image", "", *self.device_code()]
+        lines += [f"controlnet = ControlNetModel.from_pretrained({self.config.output_name!r}, torch_dtype=dtype)"]
+        lines += self.base_code(name, "controlnet=controlnet")
+        return "\n".join([*lines, f'pipe({prompt!r}, image=load_image("{CONTROL}")).images[0].save("picture.png")'])
+
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         """Put the artifact into each control unit that is named as the run's output."""
         units = tuple(
@@ -131,15 +145,29 @@ class ControlNetMethod(Method):
 
     def sample_rows(self, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         """Let each prompt follow the control picture of one of the first training pictures."""
-        assert self._material is not None and self._material.conditions is not None
+        assert self._material is not None
         shown = self._material.first_shown(len(rows))
         for place, (row, one) in enumerate(zip(rows, itertools.cycle(shown), strict=False)):
-            pixels = (self._material.conditions.get(one) * 255).round().byte().permute(1, 2, 0).numpy()
             name = f"samples/control-{place}.png"
-            writer.write_file(folder / name, encode(Image.fromarray(np.ascontiguousarray(pixels))))
+            writer.write_file(folder / name, self._control_picture(one))
             row["width"], row["height"] = one.size
             row["controls"] = [{"model": self.config.output_name, "image": name}]
         return rows
+
+    @property
+    def asked(self) -> list[Any]:
+        return [self.parts.denoiser.network, self.network]
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """Samples follow the training pictures' own control pictures: they are meant to be like them."""
+        return frozenset({"prompt"})
+
+    def _control_picture(self, shown: Shown) -> bytes:
+        """Return what a picture is followed by, as a PNG."""
+        assert self._material is not None and self._material.conditions is not None
+        pixels = (self._material.conditions.get(shown) * 255).round().byte().permute(1, 2, 0).numpy()
+        return encode(Image.fromarray(np.ascontiguousarray(pixels)))
 
     def usage(self) -> str:
         told = self.config.preprocessor

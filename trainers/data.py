@@ -17,6 +17,7 @@ from studio.engine.canvas import flatten, mask_of
 from studio.store import writer
 from studio.store.blobs import decode, read_file
 from studio.store.datasets import Example
+from studio.store.edits import cropped
 from trainers.denoisers import Frame, Told
 from trainers.plan import CROPS, Draw
 
@@ -35,7 +36,8 @@ class Shown:
     @property
     def key(self) -> str:
         """What decides its pixels."""
-        return json.dumps([self.example.sha256, self.size, self.crop, self.flip])
+        by_hand = [self.example.crop] if self.example.crop else []
+        return json.dumps([self.example.sha256, self.size, self.crop, self.flip, *by_hand])
 
 
 @dataclass
@@ -88,7 +90,7 @@ def framed(size: tuple[int, int], shown: Shown) -> Frame:
 def picture_of(shown: Shown) -> np.ndarray:
     """Read a picture as it is shown, (H, W, 3) uint8; transparent parts become white."""
     picture = Image.fromarray(flatten(decode(read_file(shown.example.path))))
-    return np.array(fitted(picture, shown))
+    return np.array(fitted(cropped(picture, shown.example.crop), shown))
 
 
 def pixels_of(shown: Shown) -> torch.Tensor:
@@ -101,16 +103,16 @@ def mask_pixels(shown: Shown, cell: int) -> torch.Tensor:
     width, height = (side // cell for side in shown.size)
     if shown.example.mask is None:
         return torch.ones(1, height, width)
-    mask = Image.fromarray(mask_of(decode(read_file(shown.example.mask)))).resize(shown.example.size)
-    small = fitted(mask, shown).resize((width, height), Image.Resampling.BOX)
+    mask = cropped(Image.fromarray(mask_of(decode(read_file(shown.example.mask)))), shown.example.crop)
+    small = fitted(mask.resize(shown.example.size), shown).resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.array(small))[None].float() / 255
 
 
 def conditioning_pixels(shown: Shown) -> torch.Tensor:
     """Read what a ControlNet sees for a picture, (3, H, W) in 0..1."""
     assert shown.example.conditioning is not None
-    picture = Image.fromarray(flatten(decode(read_file(shown.example.conditioning)))).resize(shown.example.size)
-    array = np.array(fitted(picture, shown))
+    picture = cropped(Image.fromarray(flatten(decode(read_file(shown.example.conditioning)))), shown.example.crop)
+    array = np.array(fitted(picture.resize(shown.example.size), shown))
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 

@@ -68,6 +68,12 @@ class FullMethod(Method):
         (made / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         return made
 
+    def code(self, prompt: str) -> str:
+        name = type(self.parts.pipe).__name__
+        load = f"pipe = {name}.from_pretrained({self.config.output_name!r}, torch_dtype=dtype).to(device)"
+        draw = f'pipe({prompt!r}).images[0].save("picture.png")'
+        return "\n".join(["import torch", f"from diffusers import {name}", "", *self.device_code(), load, draw])
+
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         return request.model_copy(update={"model": artifact.name})
 

@@ -121,6 +121,22 @@ class LoraMethod(Method):
             data = save(kohya_state(state, self.config.scale, several=several), told | facts)
             writer.write_file(folder / f"{name}-kohya.safetensors", data)
 
+    def code(self, prompt: str) -> str:
+        if self.config.network_type in ("loha", "lokr"):  # diffusers 0.42 reads neither
+            return ""
+        name = type(self.parts.pipe).__name__
+        lines = ["import torch", f"from diffusers import {name}", ""]
+        lines += [*self.device_code(), *self.base_code(name), *self.loading()]
+        return "\n".join([*lines, f'pipe({prompt!r}).images[0].save("picture.png")'])
+
+    def loading(self) -> list[str]:
+        """Return lines of Python that load the result into `pipe`."""
+        file = f"{self.config.output_name}.safetensors"
+        return [
+            f'pipe.load_lora_weights(".", weight_name={file!r}, adapter_name="trained")',
+            f'pipe.set_adapters("trained", {self.config.recommended_weight:g})',
+        ]
+
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         return request.model_copy(update={"loras": (LoraSpec(name=str(artifact)), *request.loras)})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from studio.buckets import bucket_of, bucket_sizes
 from studio.errors import InvalidRequest, shown
 from studio.store import writer
 from studio.store.datasets import Dataset, Example, find_dataset, read_dataset
@@ -27,7 +28,7 @@ from trainers.data import (
 from trainers.denoisers import Told
 from trainers.losses import offset_noise
 from trainers.models import Parts
-from trainers.plan import CENTER, CROPS, Chances, Draw, Item, Plan, bucket_of, bucket_sizes, shuffled
+from trainers.plan import CENTER, CROPS, Chances, Draw, Item, Plan, shuffled
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Pictures:
 
     @property
     def fingerprint(self) -> list[list[Any]]:
-        """What a resumed run compares: name, content, caption and repeats of each picture, with its mask and its condition."""
+        """What a resumed run compares: name, content, caption and repeats of each picture, its mask, its condition, its crop."""
         return [
             [
                 e.path.name,
@@ -91,6 +92,7 @@ class Pictures:
                 repeats,
                 beside_of(e.mask),
                 beside_of(e.conditioning),
+                *([list(e.crop)] if e.crop else []),
             ]
             for e, caption, repeats in zip(self.examples, self.captions, self.repeats, strict=True)
         ]
@@ -194,6 +196,12 @@ class Material:
         for item in self.plan.items:
             sizes.setdefault(item.example, item.size)
         return [Shown(self.pictures.examples[i], sizes[i], CENTER, False) for i in list(sizes)[:number]]
+
+    def learnt(self) -> list[tuple[Shown, str]]:
+        """Return the pictures that are learnt from, in the middle and not mirrored, each with its caption."""
+        places = list(dict.fromkeys(item.example for item in self.plan.items))
+        shown = self.first_shown(len(places))
+        return [(one, self.pictures.captions[place]) for one, place in zip(shown, places, strict=True)]
 
     def _cache_latents(self, wanted: Sequence[tuple[int, tuple[int, int]]]) -> Cache | None:
         if not self.config.cache_latents:

@@ -17,6 +17,8 @@ from trainers.denoisers import Told
 from trainers.losses import Process, squared_error
 from trainers.material import Material, Pictures
 from trainers.models import Parts
+from trainers.recommendation import NAMES
+from trainers.trigger import without_trigger
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,42 @@ class Method(torch.nn.Module):
     def usage(self) -> str:
         """Say in a sentence where the artifact can be used, for its card; "" where everybody knows."""
         return ""
+
+    def code(self, prompt: str) -> str:
+        """Return Python that draws a prompt with diffusers, for the result's folder; "" if diffusers cannot."""
+        return ""
+
+    def base_code(self, name: str, *options: str) -> list[str]:
+        """Return lines of Python that load the base model into `pipe`, with a pipeline of diffusers."""
+        path = Path(self.parts.reference.path)
+        loader = "from_single_file" if path.is_file() else "from_pretrained"
+        place = repr(path.name if path.is_file() else self.parts.reference.id)
+        return [
+            f"base = {place}  # the base model: its folder or file, or its name on the Hub",
+            f"pipe = {name}.{loader}({', '.join(['base', *options, 'torch_dtype=dtype'])}).to(device)",
+        ]
+
+    def device_code(self) -> list[str]:
+        """Return lines of Python that choose `device` and `dtype`; flow models overflow in float16."""
+        half = "float16" if self.parts.denoiser.prefix == "unet" else "bfloat16"
+        return [
+            'device = "cuda" if torch.cuda.is_available() else "cpu"',
+            f'dtype = torch.{half} if device == "cuda" else torch.float32',
+        ]
+
+    def plain_prompt(self, prompt: str) -> str:
+        """Return a prompt without what calls the subject: what the untouched model would be asked for the class."""
+        return without_trigger(prompt, self.config.trigger_word, getattr(self.config, "class_prompt", ""))
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """Which of the scores of `trainers.recommendation.NAMES` mean something for samples of this method."""
+        return frozenset(NAMES)
+
+    @property
+    def asked(self) -> list[Any]:
+        """The networks that every step asks, which `compile` makes faster."""
+        return [self.parts.denoiser.network]
 
     def process(self, latents: torch.Tensor) -> Process:
         """Return the noise for latents of this size."""

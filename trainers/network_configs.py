@@ -50,7 +50,7 @@ class UnconditionalConfig(TrainingConfig):
         {
             *("model", "instance_prompt", "trigger_word", "enable_bucket", "bucket_step", "shuffle_caption"),
             *("keep_tokens", "caption_dropout", "cache_latents", "timestep_shift", "guidance_scale"),
-            *("validation_prompts", "validation_negative_prompt", "recommended_weight"),
+            *("validation_prompts", "validation_negative_prompt", "recommended_weight", "scorer"),
         }
     )
 

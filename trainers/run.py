@@ -30,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "validation_model",
         "validation_steps",
         "report_to",
+        "scorer",
         "recommended_weight",
         "trigger_word",
     }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,24 @@ from studio.store.library import Library
 from trainers.configs import TrainingConfig
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Pictures to draw for a run.
+
+    Attributes:
+        name: begins the names of the files in `samples/`; may have a folder.
+        told: whether they are a person's samples, of which the run's events tell.
+    """
+
+    name: str
+    request: GenerationRequest
+    told: bool = True
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Return where the pictures lie."""
+        return [folder / f"{self.name}-{index}.png" for index in range(self.request.num_images_per_prompt)]
 
 
 class Sampler:
@@ -73,37 +92,32 @@ class Sampler:
             raise InvalidRequest("samples", "samples.yaml must be a list of requests, each with a prompt")
         return rows
 
-    def draw(
-        self,
-        step: int,
-        rows: list[dict[str, Any]],
-        artifact: Path,
-        using: Callable[[Path, GenerationRequest], GenerationRequest],
-        embeddings: Sequence[Path] = (),
-    ) -> list[tuple[Path, ImageRecord]]:
-        """Draw every request as `using` changes it for an artifact; the pictures lie in `samples/`, named by step and place.
+    def draw(self, wanted: Sequence[Wanted], artifact: Path, embeddings: Sequence[Path] = ()) -> dict[str, list[Path]]:
+        """Draw requests that name an artifact; the pictures lie in `samples/`. Return those of each, by its name.
 
-        `embeddings` are files that the changed prompts call by their names.
+        `embeddings` are files that the prompts call by their names.
         """
         out, library = self._folder / "samples", self._library(artifact.parent)
         for path in embeddings:
             library.parts.add_file("embedding", path.stem, path)
         blobs, engine = BlobStore(out / "blobs"), Engine(self._device, utc_now, new_image_id)
-        made: list[tuple[Path, ImageRecord]] = []
+        made: dict[str, list[Path]] = {}
         try:
-            for place, row in enumerate(rows):
-                request = take_inputs(using(artifact, parse_request(row)), blobs, self._folder)
+            for one in wanted:
+                made[one.name] = one.paths(out)
+                if not one.told and all(path.is_file() for path in made[one.name]):
+                    continue
+                request = take_inputs(one.request, blobs, self._folder)
                 request = library.with_files(request, self._folder)
 
-                def commit(png: bytes, record: ImageRecord, place: int = place) -> str:
-                    name = f"step-{step:06d}-{place}-{record.index}"
-                    if (out / f"{name}.png").is_file():  # drawn before a crash, from the same checkpoint
-                        return str(out / f"{name}.png")
-                    made.append((save_picture(out, name, png, record), record))
-                    return str(made[-1][0])
+                def commit(png: bytes, record: ImageRecord, one: Wanted = one) -> str:
+                    path = one.paths(out)[record.index]
+                    if not path.is_file():  # it was drawn before a crash, from the same checkpoint
+                        save_picture(path.parent, path.stem, png, record)
+                    return str(path)
 
-                def tell(event: Event) -> None:
-                    if isinstance(event, ImageReady):
+                def tell(event: Event, one: Wanted = one) -> None:
+                    if isinstance(event, ImageReady) and one.told:
                         self._tell(event)
 
                 _generate(engine, library, request, blobs, commit, tell)

@@ -22,11 +22,12 @@ from studio.events import Failed, Finished, Paused, Started
 from studio.lease import DeviceLease
 from studio.records import ModelRef
 from studio.settings import VERSION, Settings
+from studio.spec import parse_request
 from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
 from studio.store.priority import pictures_first
-from trainers.config_files import dump_config
+from trainers.cards import SHEET, model_card
 from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig
 from trainers.estimate import estimate
 from trainers.loop import Trainer, Turn, disk_full
@@ -34,8 +35,12 @@ from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
 from trainers.models import Parts, Pixels, cache_folder, load_parts
+from trainers.needs import check_needs
 from trainers.run import Run
-from trainers.sampling import Painter, Sampler
+from trainers.sampling import Painter, Sampler, Wanted
+from trainers.scorers.choice import scorer_folders
+from trainers.scoring import Scoring
+from trainers.sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +80,7 @@ class Session:
 
     def estimate(self) -> dict[str, Any]:
         """Say how long the run takes and how much memory it needs; nothing is written but the cache."""
-        pictures, reference = self._pictures(), self._reference()
-        device = open_device(self.settings.device, self.settings.cpu_threads)
+        device, pictures, reference = self._opened()
         with DeviceLease(device.key).held(self._should_stop):
             run = Unheld(self.folder)
             return estimate(self._trainer(run, pictures, reference, device, self._accelerator(device)))
@@ -88,9 +92,7 @@ class Session:
             InvalidRequest: one sentence, before a model is loaded.
             StudioError: if the run could not go on; its newest checkpoint is kept.
         """
-        pictures = self._pictures()
-        reference = self._reference()
-        device = open_device(self.settings.device, self.settings.cpu_threads)
+        device, pictures, reference = self._opened()
         accelerator = self._accelerator(device)
         run = Run(self.folder) if accelerator.is_main_process else Unheld(self.folder)
         try:
@@ -109,6 +111,12 @@ class Session:
         finally:
             self._lease.close()
             run.close()
+
+    def _opened(self) -> tuple[Device, Pictures, ModelRef | None]:
+        """Return what a run works with, and refuse what it would miss later."""
+        device = open_device(self.settings.device, self.settings.cpu_threads)
+        check_needs(self.config, device.place.type, self.settings.part_roots)
+        return device, self._pictures(), self._reference()
 
     def _library(self, *folders: Path) -> Library:
         """Return the models of the settings, and those in some folders."""
@@ -184,14 +192,17 @@ class Session:
         if accelerator.is_local_main_process or device.place.type == "cuda":
             self._lease.enter_context(lease.held(self._should_stop))
         trainer = self.trainer = self._trainer(run, pictures, reference, device, accelerator)
+        sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
+        scoring = Scoring(trainer, scorer_folders(self.config.scorer, self.settings.part_roots), device.place)
         if resume and trainer.resume():
             logger.info("going on after step %d", trainer.step)
-        sampler = Sampler(self.folder.resolve(), self._library, device, run.tell)
+            if accelerator.is_main_process and not scoring.done(trainer.step):  # it was killed before they were drawn
+                self._sample(sampler, trainer, scoring, trainer.step)
         alone = accelerator.num_processes == 1
         trainer.turn = Turn(
             between=lambda: self._yield(run, lease, trainer) if alone and self._should_yield(lease) else None,
             asked=lambda: self._asked(run, lease, trainer),
-            committed=lambda step, path: self._sample(sampler, trainer, step, path),
+            committed=lambda step, path: self._sample(sampler, trainer, scoring, step),
         )
         if self.config.report_to != "none":
             accelerator.init_trackers("studio")
@@ -199,7 +210,11 @@ class Session:
         accelerator.end_training()
         if not accelerator.is_main_process:
             return None
-        artifact = self._finish(trainer) if status == "finished" else trainer.checkpoints.path(trainer.step) / "weights"
+        artifact = (
+            self._finish(trainer, scoring)
+            if status == "finished"
+            else trainer.checkpoints.path(trainer.step) / "weights"
+        )
         run.tell(Finished(job=run.id, interrupted=status != "finished"))
         return {"status": status, "step": trainer.step, "artifact": str(artifact)}
 
@@ -235,6 +250,9 @@ class Session:
         parts.release(words=not learns_words and not self.config.shuffle_caption, pictures=self.config.cache_latents)
         method: Method = made(self.config, parts)
         method.prepare(material)
+        if self.config.compile:
+            for network in method.asked:
+                network.compile()
         return Trainer(
             self.config, method, material, run, accelerator, self._facts(reference, pictures), pictures.fingerprint
         )
@@ -305,29 +323,40 @@ class Session:
             self._lease.enter_context(lease.held(self._should_stop))
             park(trainer, trainer.device)
 
-    def _sample(self, sampler: Sampler, trainer: Trainer, step: int, path: Path) -> None:
-        """Draw the samples; a sample that cannot be drawn is told and never ends a run."""
+    def _sample(self, sampler: Sampler, trainer: Trainer, scoring: Scoring, step: int) -> None:
+        """Draw the samples and score them; a sample that cannot be drawn is told and never ends a run."""
         method, grid = trainer.method, self.folder.resolve() / "samples" / f"step-{step:06d}.png"
         try:
-            artifact = min((path / "weights").iterdir())  # of a LoRA and its embedding, NAME_emb, the LoRA
+            weights = trainer.checkpoints.path(step) / "weights"
+            artifact = min(weights.iterdir())  # of a LoRA and its embedding, NAME_emb, the LoRA
             if method.draw(artifact, grid):
                 trainer.run.notice(f"samples of step {step} are in samples/{grid.name}")
                 return
-            rows = sampler.prompts(self.config, method.sample_rows)
-            if rows:
-                sampler.draw(step, rows, artifact, method.request_of, method.embeddings_of(artifact))
+            requests = [parse_request(row) for row in sampler.prompts(self.config, method.sample_rows)]
+            if not requests:
+                return
+            samples = scoring.samples(step, requests)
+            wanted = [Wanted(one.name, method.request_of(artifact, one.request)) for one in samples]
+            wanted += scoring.pictures(step, samples, lambda request: method.request_of(artifact, request))
+            drawn = sampler.draw(wanted, artifact, method.embeddings_of(artifact))
         except StudioError as error:
-            logger.warning("no samples after step %d: %s", step, error)
+            trainer.run.notice(f"no samples after step {step}: {error}")
+            return
+        scoring.score(step, artifact, samples, drawn)
 
-    def _finish(self, trainer: Trainer) -> Path:
+    def _finish(self, trainer: Trainer, scoring: Scoring) -> Path:
         """Write `final/`: the result and its card."""
         folder = self.folder.resolve() / "final"
         made: list[Path] = []
+        trainer.facts |= scoring.facts(trainer.step)
 
         def fill(part: Path) -> None:
             made.append(trainer.save_weights(part, final=True).relative_to(part))
             trainer.method.export(part, self.config.output_name, trainer.facts)
-            writer.write_file(part / "README.md", self._card(trainer).encode())
+            samples = sorted((self.folder / "samples").glob(f"step-{trainer.step:06d}*.png"))
+            if samples:
+                writer.write_file(part / SHEET, contact_sheet(samples))
+            writer.write_file(part / "README.md", model_card(self.name, trainer, scoring, bool(samples)).encode())
 
         if not folder.exists():
             writer.write_directory(folder, fill)
@@ -338,25 +367,6 @@ class Session:
                 path for path in folder.iterdir() if path.name.removesuffix(".safetensors") == self.config.output_name
             )
         )
-
-    def _card(self, trainer: Trainer) -> str:
-        config = self.config
-        lines = [
-            "---",
-            *([f"base_model: {config.model}"] if config.model else []),
-            "library_name: diffusers",
-            f"tags: [{self.name}]",
-            "---",
-            "",
-            f"# {config.output_name}",
-            "",
-            f"Made with Studio {VERSION}, method `{self.name}`, in {trainer.step} steps"
-            + (f" from `{config.model}`." if config.model else "."),
-            trainer.method.usage(),
-        ]
-        if config.trigger_word:
-            lines.append(f"Trigger word: `{config.trigger_word}`.")
-        return "\n".join([*lines, "", "```yaml", dump_config(config).rstrip(), "```", ""])
 
 
 class Unheld:

@@ -17,6 +17,7 @@ from studio.engine.inversions import Inversions
 from studio.errors import InvalidRequest, ModelError, shown
 from studio.spec import GenerationRequest
 from studio.store import writer
+from studio.word_facts import look_up
 from trainers.checkpoints import read_adapter
 from trainers.data import Batch
 from trainers.denoisers import Told
@@ -25,7 +26,7 @@ from trainers.lora import LoraMethod, checkpoint_gradients
 from trainers.material import Material
 from trainers.method import Method, Rate
 from trainers.models import Parts
-from trainers.tokens import look_up
+from trainers.trigger import tidy
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,18 @@ class TextualInversion(Method):
     def embeddings_of(self, artifact: Path) -> list[Path]:
         return [artifact.with_stem(artifact.stem + END) if self.lora else artifact]
 
+    def code(self, prompt: str) -> str:
+        name = type(self.parts.pipe).__name__
+        file = self.embeddings_of(Path(f"{self.config.output_name}.safetensors"))[0].name
+        lines = ["import torch", f"from diffusers import {name}", "from safetensors.torch import load_file", ""]
+        lines += [*self.device_code(), *self.base_code(name), f"vectors = load_file({file!r})"]
+        for part in self.vectors:
+            reads = f"text_encoder=pipe.{part}, tokenizer=pipe.{part.replace('text_encoder', 'tokenizer')}"
+            token = repr(self.config.placeholder_token)
+            lines.append(f"pipe.load_textual_inversion(vectors[{self._key(part)!r}], token={token}, {reads})")
+        lines += self.lora.loading() if self.lora else []
+        return "\n".join([*lines, f'pipe({prompt!r}).images[0].save("picture.png")'])
+
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         """Let prompts say the file's name instead of the placeholder: other files of the library may have the same one."""
         name = self.embeddings_of(artifact)[0].stem
@@ -192,6 +205,16 @@ class TextualInversion(Method):
         }
         request = request.model_copy(update=changed)
         return self.lora.request_of(artifact, request) if self.lora else request
+
+    def plain_prompt(self, prompt: str) -> str:
+        """Let the words that the new one began as stand in its place."""
+        known = self.config.initializer_token.strip()
+        return tidy("".join(words + (known if found else "") for words, found in self._naming.split(prompt)))
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """Without a LoRA the model stays as it is, and nothing can drift."""
+        return super().scored if self.lora else super().scored - {"drift"}
 
 
 def word_readers(parts: Parts) -> dict[str, tuple[Any, Any]]:

@@ -1,6 +1,5 @@
 """`unconditional`: a UNet learns from scratch to draw what a folder shows, without words (Ho et al. 2020, arXiv:2006.11239)."""
 
-import io
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,6 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.utils.pil_utils import make_image_grid
 
 from studio.errors import DeviceError, InvalidRequest
 from studio.spec import GenerationRequest
@@ -22,6 +20,7 @@ from trainers.losses import Diffusion, Process
 from trainers.method import Method, Rate
 from trainers.models import Pixels
 from trainers.network_configs import UnconditionalConfig
+from trainers.sheet import grid
 
 GROUPS = 32  # of normalisation, or the most that divide every level's channels
 
@@ -105,22 +104,26 @@ class UnconditionalMethod(Method):
             writer.write_file(picture, grid(drawn))
         return number > 0
 
+    @property
+    def asked(self) -> list[Any]:
+        return [self.network]
+
+    @property
+    def scored(self) -> frozenset[str]:
+        return frozenset()
+
     def usage(self) -> str:
-        return (
-            f"Draw with `diffusers.DDPMPipeline.from_pretrained({self.config.output_name!r})`. It reads no prompt, so the Generate "
-            "tab does not offer it."
+        return "It reads no prompt, so the Generate tab does not offer it."
+
+    def code(self, prompt: str) -> str:
+        return "\n".join(
+            [
+                "from diffusers import DDPMPipeline",
+                "",
+                f"pipe = DDPMPipeline.from_pretrained({self.config.output_name!r})",
+                f'pipe(num_inference_steps={self.config.num_inference_steps}).images[0].save("picture.png")',
+            ]
         )
-
-
-def grid(pictures: list[Any]) -> bytes:
-    """Return pictures of one size as one PNG, about as wide as high; the last row may end early."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    empty = pictures[0].copy()
-    empty.paste("white", (0, 0, *empty.size))
-    file = io.BytesIO()
-    make_image_grid([*pictures, *[empty] * (rows * columns - len(pictures))], rows, columns).save(file, "PNG")
-    return file.getvalue()
 
 
 def shape_of(config: UnconditionalConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.shapes.judge import judge, verdict
+from benchmarks.shapes.judge import shown
 from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import COLOURS, draw_scene, plain_caption
@@ -33,7 +33,7 @@ def obeyed(product: Product, number: int, *, image: bool) -> dict[str, float]:
         wanted, other = draw_scene(rng, "plain"), draw_scene(rng, "plain")
         more: dict[str, Any] = {"image": product.picture(render(other, rng)), "strength": 1.0} if image else {}
         drawn = product.draw(prompt=plain_caption(wanted), seed=index, **more)
-        for name, right in verdict(judge(drawn), wanted).items():
+        for name, right in shown(drawn, wanted).items():
             found.setdefault(name, []).append(right)
     return {name: round(mean(values), 3) for name, values in found.items()}
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.shapes.edges import edge_f_score
-from benchmarks.shapes.judge import judge, verdict
+from benchmarks.shapes.judge import shown
 from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import Scene, draw_scene, plain_caption
@@ -71,7 +71,7 @@ def placed_scene(rng: random.Random) -> Scene:
 def scores(results: list[tuple[np.ndarray, np.ndarray, Scene]], kind: str) -> dict[str, float]:
     """Return the mean edge F-score, and how often the judge finds what the prompt (or, without one, the picture) said."""
     told = [scene if kind == "ip" else replace(scene, size="", position="") for _, _, scene in results]
-    said = [verdict(judge(drawn), scene) for (_, drawn, _), scene in zip(results, told, strict=True)]
+    said = [shown(drawn, scene) for (_, drawn, _), scene in zip(results, told, strict=True)]
     facts = ("colour", "background", "shape", *(("size", "position") if kind == "ip" else ()))
     found = {name: [one[name] for one in said if name in one] for name in facts}
     edges = mean(edge_f_score(drawn, control) for control, drawn, _ in results)

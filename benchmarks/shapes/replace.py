@@ -15,7 +15,7 @@ from statistics import mean
 import cv2
 import numpy as np
 
-from benchmarks.shapes.judge import judge, verdict
+from benchmarks.shapes.judge import shown
 from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import COLOURS, HELD_OUT, SHAPES, Scene, draw_scene, plain_caption
@@ -64,7 +64,7 @@ def replaced(number: int, folder: Path) -> list[dict[str, bool]]:
             strength=1.0,
         )
         far = cv2.dilate(mask, np.ones((2 * REACH + 1, 2 * REACH + 1), np.uint8)) == 0
-        facts = verdict(judge(after), wanted)
+        facts = shown(after, wanted)
         results.append(
             {name: facts[name] for name in ("colour", "shape", "background")}
             | {"surroundings": bool(np.array_equal(after[far], before[far]))}

@@ -19,7 +19,7 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from benchmarks.shapes.judge import judge, verdict
+from benchmarks.shapes.judge import shown
 from benchmarks.shapes.text import LENGTH
 from benchmarks.shapes.world import Scene, caption, draw_scene, plain_caption
 from studio.engine.prompts import chunk_tokens, encode_chunks
@@ -135,7 +135,7 @@ def judged(pipe: StableDiffusionPipeline, name: str, number: int, sampling: Samp
     pictures = generate(pipe, [prompt for _, prompt in wanted], sampling)
     result = []
     for (scene, prompt), picture in zip(wanted, pictures, strict=True):
-        facts = verdict(judge(picture), scene)
+        facts = shown(picture, scene)
         if scene.background not in prompt.replace(",", " ").split():
             del facts["background"]
         result.append(Judged(prompt, picture, facts))

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.product import Product
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import COLOURS, Scene, Thing, article
 from studio.settings import ROOT, Settings
 from trainers.config_files import read_config
 from trainers.methods import METHODS
+from trainers.scorers.reading import judge
 from trainers.session import Session
 
 COLOUR, SHAPE = "orange", "heart"

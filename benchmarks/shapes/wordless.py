@@ -17,9 +17,9 @@ import torch
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from PIL import Image
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.render import render
 from benchmarks.shapes.world import COLOURS, Scene, Thing
+from trainers.scorers.reading import judge
 
 ENOUGH = 0.95
 

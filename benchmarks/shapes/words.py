@@ -12,10 +12,10 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.shapes.judge import judge
 from benchmarks.shapes.product import PRESETS, Product
 from benchmarks.shapes.world import COLOURS, SHAPES, WORDS
 from studio.store.tokenizers import Tokenizers
+from trainers.scorers.reading import judge
 
 TOKENS, AFTER = 200, 150
 WEIGHTS = (0.4, 0.7, 1.0, 1.3, 1.6)

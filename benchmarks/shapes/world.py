@@ -7,19 +7,8 @@ from a picture. Everything is a pure function of the `random.Random` that is pas
 import random
 from dataclasses import dataclass, replace
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 35),
-    "orange": (245, 140, 20),
-    "yellow": (245, 225, 45),
-    "green": (35, 155, 60),
-    "cyan": (60, 210, 220),
-    "blue": (40, 70, 215),
-    "purple": (125, 45, 165),
-    "pink": (250, 150, 195),
-    "white": (246, 246, 246),
-    "black": (18, 18, 18),
-}
-SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
+from trainers.scorers.figures import COLOURS, SHAPES, Thing
+
 SIZES: dict[str, float] = {"small": 0.16, "": 0.25, "big": 0.35}  # half extent as a fraction of the picture's side
 POSITIONS = ("", "on the left", "on the right", "at the top", "at the bottom")
 COUNTS = ("two", "three", "four")
@@ -63,17 +52,6 @@ WORDS = (
     "history party result change morning reason research girl guy moment air teacher force education dog cat tree bird robot "
     "sks toy bowl flower river mountain street window summer winter music quiet gentle strong early late near far old young"
 ).split()
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One coloured shape. `x`, `y`: centre, `radius`: half extent, all as fractions of the side."""
-
-    colour: str
-    shape: str
-    x: float
-    y: float
-    radius: float
 
 
 @dataclass(frozen=True)

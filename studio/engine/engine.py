@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from studio.engine.adapters import AdapterManager
-from studio.engine.canvas import fit, flatten
+from studio.engine.canvas import fit, flatten, mask_of
 from studio.engine.controls import Preprocessors
+from studio.engine.cutout import cut_out
 from studio.engine.devices import Device
 from studio.engine.inversions import read_inversions
 from studio.engine.memory import let_go, too_little
@@ -43,7 +44,7 @@ from studio.families import FAMILIES
 from studio.few_steps import advice
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
-from studio.tools import PreprocessCall, ToolCall
+from studio.tools import CutoutCall, PreprocessCall, ToolCall
 from studio.upscalers import LATENT, enlarged_size
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,9 @@ class Engine:
             StudioError: if it cannot be done.
         """
         picture = flatten(load_image(tool.image, "image"))
+        if isinstance(tool, CutoutCall):
+            mask = cut_out(picture, mask_of(load_image(tool.painted, "painted")) if tool.painted else None)
+            return {"part": float((mask > 0).mean())}, {"mask": encode_png(np.repeat(mask[..., None], 3, 2))}
         try:
             with torch.inference_mode():
                 if isinstance(tool, PreprocessCall):

@@ -2,7 +2,8 @@
 
 Known layouts, which may be mixed: pictures with captions beside them (`.txt`, `.caption`); `metadata.jsonl` with `file_name` and
 `text`; kohya's sub-folders `N_words`, each shown N times. A mask (white counts) is `NAME-masklabel.png`, what a ControlNet follows
-lies under the same name in `conditioning/` or is named in `metadata.jsonl` as `conditioning_image`.
+lies under the same name in `conditioning/` or is named in `metadata.jsonl` as `conditioning_image`. A crop by hand and pictures that
+are left out: `NAME.edit.json`, see `edits`.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from studio.errors import InvalidRequest, shown
 from studio.store.blobs import Refused, decode, read_file
+from studio.store.edits import Crop, crop_box, read_edit
 from studio.store.folders import natural
 
 PICTURES = frozenset(
@@ -23,7 +25,7 @@ MASK_END = "-masklabel"
 CONDITIONING = "conditioning"
 CAPTION_MAX = 20_000  # characters
 EXAMPLES_MAX = 1_000_000
-_REPEATED = re.compile(r"(\d{1,5})_(.*)")
+REPEATED = re.compile(r"(\d{1,5})_(.*)")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Example:
         repeats: how often an epoch shows it.
         mask: picture whose white parts count; None if all of it does.
         conditioning: what a ControlNet sees; None if there is none.
-        size: (width, height), upright.
+        size: (width, height) of what is shown: upright, and cropped.
         sha256: of the file's content.
+        crop: part of the upright picture that is shown; None is all of it. It cuts mask and conditioning alike.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Example:
     conditioning: Path | None
     size: tuple[int, int]
     sha256: str
+    crop: Crop | None = None
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,25 @@ def read_dataset(folder: Path) -> Dataset:
     Raises:
         InvalidRequest: if no picture can be used; the sentence names the first reason.
     """
-    told = _read_metadata(folder / "metadata.jsonl")
+    told = read_metadata(folder / "metadata.jsonl")
     examples: list[Example] = []
     refused: list[str] = list(told.problems)
     warnings: list[str] = []
-    for path, repeats, words in _pictures(folder):
+    left_out = 0
+    for path, repeats, words in list_pictures(folder):
         name = path.relative_to(folder).as_posix()
         try:
+            if read_edit(path).left_out:
+                left_out += 1
+                continue
             examples.append(_example(folder, path, repeats, words, told, warnings))
         except Refused as refusal:
             refused.append(f"{name} {refusal}")
     refused += [f"metadata.jsonl names {name}, which is not there" for name in told.missing(folder)]
     if not examples:
         reason = f"; {refused[0]}" if refused else f"; put pictures into it ({', '.join(sorted(PICTURES))})"
+        if left_out and not refused:
+            reason = f"; all {left_out} are left out, put some back"
         raise InvalidRequest("dataset", f"dataset={str(folder)!r} has no picture that can be used{reason}")
     seen: dict[str, str] = {}
     for example in examples:
@@ -102,7 +112,7 @@ def read_dataset(folder: Path) -> Dataset:
     return Dataset(folder, tuple(examples), tuple(refused), tuple(warnings))
 
 
-class _Metadata:
+class Metadata:
     """What `metadata.jsonl` says: file name -> (caption, conditioning picture)."""
 
     def __init__(self) -> None:
@@ -113,8 +123,9 @@ class _Metadata:
         return [name for name in self.rows if not (folder / name).is_file()]
 
 
-def _read_metadata(path: Path) -> _Metadata:
-    told = _Metadata()
+def read_metadata(path: Path) -> Metadata:
+    """Read `metadata.jsonl`; nothing is told if there is none."""
+    told = Metadata()
     if not path.is_file():
         return told
     for number, line in enumerate(read_text(path)[0].splitlines(), 1):
@@ -133,7 +144,7 @@ def _read_metadata(path: Path) -> _Metadata:
     return told
 
 
-def _pictures(folder: Path) -> list[tuple[Path, int, str]]:
+def list_pictures(folder: Path) -> list[tuple[Path, int, str]]:
     """List (picture, repeats, kohya's words), in an order that does not depend on the disk."""
     found: list[tuple[Path, int, str]] = []
     folders = [(folder, 1, "")]
@@ -141,7 +152,7 @@ def _pictures(folder: Path) -> list[tuple[Path, int, str]]:
         (path for path in folder.iterdir() if path.is_dir() and path.name != CONDITIONING),
         key=lambda p: natural(p.name),
     ):
-        match = _REPEATED.fullmatch(sub.name)
+        match = REPEATED.fullmatch(sub.name)
         folders.append((sub, int(match[1]) if match else 1, match[2].replace("_", " ").strip() if match else ""))
     for place, repeats, words in folders:
         if repeats == 0:  # kohya's way to switch a folder off
@@ -157,31 +168,36 @@ def _pictures(folder: Path) -> list[tuple[Path, int, str]]:
     return found
 
 
-def _example(folder: Path, path: Path, repeats: int, words: str, told: _Metadata, warnings: list[str]) -> Example:
+def _example(folder: Path, path: Path, repeats: int, words: str, told: Metadata, warnings: list[str]) -> Example:
     name = path.relative_to(folder).as_posix()
     _check_inside(folder, path)
     data = read_file(path)
-    size = decode(data).size
+    size, crop = decode(data).size, read_edit(path).crop
+    if crop:
+        left, top, right, bottom = crop_box(crop, size)
+        size = right - left, bottom - top
     caption, image = told.rows.get(name, (None, None))
-    beside = next((path.with_suffix(end) for end in CAPTIONS if path.with_suffix(end).is_file()), None)
-    if beside is not None:
-        _check_inside(folder, beside)
-        caption, odd = read_text(beside)
+    text_file = caption_file(path)
+    if text_file is not None:
+        _check_inside(folder, text_file)
+        caption, odd = read_text(text_file)
         caption = " ".join(caption.split())
         if odd:
             warnings.append(
-                f"{beside.name} is not UTF-8; it was read as {odd}, see whether {shown(caption, 40)} is right"
+                f"{text_file.name} is not UTF-8; it was read as {odd}, see whether {shown(caption, 40)} is right"
             )
         if not caption:
-            warnings.append(f"{beside.name} is empty")
+            warnings.append(f"{text_file.name} is empty")
     if caption is not None and len(caption) > CAPTION_MAX:
         raise Refused(f"has a caption of {len(caption):,} characters; at most {CAPTION_MAX:,} are read")
-    mask = path.with_name(f"{path.stem}{MASK_END}.png")
+    mask = mask_file(path)
     other = folder / image if image else folder / CONDITIONING / path.name
     for extra in (mask, other):
         if extra.is_file():
             _check_inside(folder, extra)
-            decode(read_file(extra))
+            beside_size = decode(read_file(extra)).size
+            if crop:
+                crop_box(crop, beside_size)
     if image and not other.is_file():
         raise Refused(f"has the conditioning_image {image}, which is not there")
     return Example(
@@ -193,7 +209,18 @@ def _example(folder: Path, path: Path, repeats: int, words: str, told: _Metadata
         other if other.is_file() else None,
         size,
         hashlib.sha256(data).hexdigest(),
+        crop,
     )
+
+
+def mask_file(picture: Path) -> Path:
+    """Return where the mask of a picture lies."""
+    return picture.with_name(f"{picture.stem}{MASK_END}.png")
+
+
+def caption_file(picture: Path) -> Path | None:
+    """Return the caption that stands beside a picture; None if there is none."""
+    return next((path for end in CAPTIONS if (path := picture.with_suffix(end)).is_file()), None)
 
 
 def _check_inside(folder: Path, path: Path) -> None:
@@ -211,7 +238,11 @@ def read_text(path: Path) -> tuple[str, str]:
     Raises:
         Refused: if it is no text.
     """
-    data = read_file(path)
+    return decode_text(read_file(path), path.name)
+
+
+def decode_text(data: bytes, name: str) -> tuple[str, str]:
+    """Decode a caption of any usual encoding, see `read_text`; `name` is for the message."""
     for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig")):
         if data.startswith(mark):
             try:
@@ -222,5 +253,5 @@ def read_text(path: Path) -> tuple[str, str]:
     else:
         text, guessed = data.decode("cp1252", errors="replace"), "Windows-1252"
     if "\0" in text:
-        raise Refused(f"has a caption file, {path.name}, that is no text; save it as UTF-8")
+        raise Refused(f"has a caption file, {name}, that is no text; save it as UTF-8")
     return text, guessed

@@ -29,6 +29,19 @@ class Words:
         """Return the ids of a text, with or without the marks of beginning and end."""
         return self._tokenizer.encode(text, add_special_tokens=marks).ids
 
+    def tokenize(self, text: str) -> list[str]:
+        """Cut a text into tokens, as they stand in the vocabulary."""
+        return self._tokenizer.encode(text, add_special_tokens=False).tokens
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the place of each token."""
+        return self._tokenizer.get_vocab()
+
+    @property
+    def unk_token(self) -> str | None:
+        """What stands for words that it does not know."""
+        return getattr(self._tokenizer.model, "unk_token", None)
+
     def text(self, *ids: int) -> str:
         """Return what tokens say."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False).replace("</w>", " ").strip()

@@ -22,6 +22,7 @@ from studio.store.index import Filter
 from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
+from studio.ui.datasets_api import DatasetsApi
 from studio.ui.merge_panel import MergeApi
 from studio.ui.models_api import ModelsApi
 from studio.ui.prompt_api import PromptApi
@@ -56,6 +57,7 @@ class Api:
             self.adapters,
             MergeApi(self._services).merge,
             self.schedulers,
+            DatasetsApi(self._services).datasets,
             self.gallery,
             self.job,
             self.cancel,

@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 from studio.ui.api import Api
+from studio.ui.datasets_tab import DatasetsTab
 from studio.ui.gallery_tab import build_gallery_tab
 from studio.ui.generate_tab import GenerateTab
 from studio.ui.merge_panel import MergePanel
@@ -18,7 +19,9 @@ from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "plots.js", "prompts.js", "run_charts.js", "runs.js", "run_parts.js", "run_compare.js")
+RUNS = ("run_charts.js", "runs.js", "run_parts.js", "run_compare.js")
+SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js", *RUNS)
+STYLES = ("page.css", "datasets.css", "doctor.css", "runs.css")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
 
@@ -39,6 +42,9 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build(page, tabs)
             with gr.Tab(TEXT["tab.gallery"], id="gallery") as tab:
                 build_gallery_tab(tab)
+            if not services.public:
+                with gr.Tab(TEXT["tab.datasets"], id="datasets") as tab:
+                    DatasetsTab(services).build(page, tab)
             if services.training:
                 with gr.Tab(TEXT["tab.runs"], id="runs") as tab:
                     runs.build(page, tab, tabs)
@@ -69,4 +75,4 @@ def page_head() -> str:
 
 def page_css() -> str:
     """Return the style of the page for `launch(css=…)`."""
-    return (HERE / "page.css").read_text(encoding="utf-8")
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in STYLES)

@@ -24,21 +24,24 @@ def fields_of(model: type[BaseModel], group: str) -> list[str]:
     return [name for name, fact in facts.items() if fact.get("group") == group and fact.get("shown", True)]
 
 
-def build_control(model: type[BaseModel], name: str, value: Any, *, choices: list | None = None) -> Component:
+def build_control(
+    model: type[BaseModel], name: str, value: Any, *, choices: list | None = None, place: str = "field"
+) -> Component:
     """Build the control of one field.
 
     Args:
         model: declares the field.
-        name: of the field; the control's element id is `field-<name>`.
+        name: of the field.
         value: to start with.
         choices: make it a dropdown of (label, value) pairs.
+        place: begins the control's element id, `field-<name>`; another one for another form of the page.
     """
     field = model.model_fields[name]
     facts = facts_of(field)
     common: dict[str, Any] = {
         "label": facts["label"],
         "info": field.description,
-        "elem_id": f"field-{name}",
+        "elem_id": f"{place}-{name}",
         "value": value,
     }
     if choices is None and get_origin(field.annotation) is Literal:

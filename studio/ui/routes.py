@@ -23,6 +23,7 @@ from studio.store.lora_cards import cover_of
 from studio.store.metadata import without_paths
 from studio.store.prompt_reports import PromptReports
 from studio.ui.bodies import problem, read_body, whole
+from studio.ui.dataset_routes import DatasetRoutes
 from studio.ui.run_routes import RunRoutes
 from studio.ui.services import Services
 
@@ -69,6 +70,7 @@ class Routes:
             Route("/studio/plot/{action}", self.plot, methods=["POST"]),
             Route("/studio/prompt-report", self.prompt_report, methods=["POST"]),
             *(RunRoutes(self._services, self._services.training).table() if self._services.training else ()),
+            *([] if self._services.public else DatasetRoutes(self._services).table()),
         ]
 
     def _owner(self, request: Request) -> str:

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from studio.settings import Settings
+from studio.store.captions import Captions
+from studio.store.changes import Changes
+from studio.store.collections import Datasets
 from studio.store.downloads import Downloads
 from studio.store.gallery import Gallery
 from studio.store.library import Library
@@ -52,6 +55,9 @@ class Services:
     library: Library
     downloads: Downloads
     tokens: Tokens
+    datasets: Datasets
+    changes: Changes
+    captions: Captions
     training: Training | None = None  # not offered to strangers
 
     @property

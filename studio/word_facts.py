@@ -11,7 +11,10 @@ LETTERS = range(3, 5)  # of words that are proposed
 class Tokenizer(Protocol):
     """What a tokenizer of transformers can do, as far as it is needed here."""
 
-    unk_token: str | None
+    @property
+    def unk_token(self) -> str | None:
+        """What stands for words that it does not know."""
+        ...
 
     def tokenize(self, text: str) -> list[str]:
         """Cut a text into tokens."""
