@@ -30,6 +30,7 @@ PROMPT = "a red circle on a blue background"
 PUBLIC = {
     "/merge",
     "/datasets",
+    *("/train", "/estimate", "/runs", "/run", "/stop"),
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
     *(
         "/preprocess",

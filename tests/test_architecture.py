@@ -54,6 +54,7 @@ PURE = {
     "sources",
     "file_kinds",
     "caption_edits",
+    "training",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),

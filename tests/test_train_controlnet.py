@@ -21,6 +21,7 @@ from studio.errors import InvalidRequest
 from studio.settings import Settings
 from studio.spec import parse_request
 from studio.store.library import Library
+from studio.training.models import training_problem
 from tests.conftest import MODELS, drawer, pixels
 from trainers.config_files import check_config
 from trainers.controlnet import ControlNetMethod
@@ -265,8 +266,8 @@ def test_a_wrong_config_is_told_in_a_sentence(tmp_path: Path, values: dict[str, 
 def test_models_and_files_that_do_not_fit_are_refused(
     dataset: Path, settings: Settings, tiny_library: Library, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidRequest, match=r"whose ControlNets cannot be trained; choose Stable Diffusion 1\.x"):
-        opened(config_of(dataset, model="sd3"), settings, tiny_library.folders[0])
+    problem = training_problem("controlnet", tiny_library.get("sd3"))
+    assert "whose ControlNets cannot be trained; choose Stable Diffusion 1.x" in problem
     with pytest.raises(InvalidRequest, match="is no ControlNet folder"):
         opened(config_of(dataset, init_from=str(tmp_path / "nothing")), settings, MODELS)
     with pytest.raises(InvalidRequest, match=r"preprocessor='softedge_hed' needs ControlNetHED\.pth in"):

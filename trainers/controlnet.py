@@ -41,11 +41,10 @@ class ControlNetMethod(Method):
 
     def __init__(self, config: ControlNetConfig, parts: Parts) -> None:
         super().__init__(config, parts)
-        if not isinstance(parts.denoiser, UNet) or parts.cell != CELL:
+        if parts.cell != CELL:
             raise InvalidRequest(
                 "model",
-                f"model={parts.reference.id!r} is of the family {parts.family.title}, whose ControlNets cannot be trained; "
-                "choose Stable Diffusion 1.x, 2.x or XL",
+                f"model={parts.reference.id!r} has latents of {parts.cell} pixels a side; a ControlNet needs {CELL}",
             )
         torch.manual_seed(config.seed)  # for the encoder of control pictures, which is no copy
         new: Any = ControlNetModel.from_unet(parts.denoiser.network)

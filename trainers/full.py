@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from studio.errors import InvalidRequest
 from studio.spec import GenerationRequest
 from trainers.configs import FullConfig
 from trainers.lora import checkpoint_gradients, clip_encoders, learning_rates
@@ -26,11 +25,6 @@ class FullMethod(Method):
 
     def __init__(self, config: FullConfig, parts: Parts) -> None:
         super().__init__(config, parts)
-        if Path(parts.reference.path).is_file():
-            raise InvalidRequest(
-                "model",
-                f"model={parts.reference.id!r} is a single file; all weights learn only in a diffusers folder; train a LoRA",
-            )
         self.learning: dict[str, Any] = {parts.denoiser.prefix: parts.denoiser.network}
         if config.train_text_encoder:
             self.learning |= clip_encoders(parts)

@@ -27,6 +27,7 @@ from studio.store import writer
 from studio.store.index import Database
 from studio.store.library import Library
 from studio.store.priority import pictures_first
+from studio.training.models import training_problem, whole_model
 from trainers.cards import SHEET, model_card
 from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig
 from trainers.estimate import estimate
@@ -44,7 +45,6 @@ from trainers.sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
 
-DISTILLED = "distilled"  # the kind of models that are
 FEW_STEPS = 10  # a model whose own number of steps is below it is a distilled one
 FEW = (
     "model={!r} was made to draw in few steps, which training undoes slowly; train on its base, and give this one as "
@@ -138,10 +138,8 @@ class Session:
         if self.config.validation_model:
             self.library.get(self.config.validation_model, "validation_model")
         model = self.library.get(self.config.model)
-        if model.kind not in ("", DISTILLED):
-            raise InvalidRequest(
-                "model", f"model={model.id!r} is of the kind {model.kind}, which is not trained; choose another"
-            )
+        if problem := training_problem(self.name, model, whole=whole_model(self.name, self.config.model_dump())):
+            raise InvalidRequest("model", problem)
         return self.library.reference(model)
 
     def _accelerator(self, device: Device) -> Accelerator:

@@ -218,17 +218,7 @@ class TextualInversion(Method):
 
 
 def word_readers(parts: Parts) -> dict[str, tuple[Any, Any]]:
-    """Return the text encoders that read the new word, each with its tokenizer, by the pipeline's names.
-
-    Raises:
-        InvalidRequest: if no file of vectors exists for the family.
-    """
-    if parts.family.prompts not in ("clip", "sdxl"):
-        raise InvalidRequest(
-            "model",
-            f"model={parts.reference.id!r} is {parts.family.title}, for which no embeddings are made; "
-            "choose Stable Diffusion 1.x, 2.x or XL, or the method lora",
-        )
+    """Return the text encoders that read the new word, each with its tokenizer, by the pipeline's names."""
     return {
         name: (getattr(parts.pipe, name.replace("text_encoder", "tokenizer")), encoder)
         for name, encoder in parts.text_encoders().items()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 POLL = 0.5  # seconds between two looks
 TOLD_EVERY = 2.0  # seconds between two announcements of a run that only goes on
 ESTIMATE_SECONDS = 600.0
+LOOK = 0.1  # seconds between two looks at an estimate
 
 
 class Runner:
@@ -151,30 +153,41 @@ class Runner:
 
     def command(self, run_id: str, *, resume: bool = False) -> list[str]:
         """Return what a person would type to start a run."""
-        folder = self.runs.folder(run_id)
-        words = ["--config", str(folder / CONFIG), "--run-dir", str(folder), *self._place(self.runs.device(run_id))]
-        return ["python", "-m", "trainers", self.runs.method(run_id), *words, *(["--resume"] * resume)]
+        return self.words(
+            self.runs.method(run_id), self.runs.folder(run_id), resume=resume, device=self.runs.device(run_id)
+        )
 
-    def estimate(self, method: str, config: str, device: str = "") -> dict[str, Any]:
+    def words(self, method: str, folder: Path, *, resume: bool = False, device: str = "") -> list[str]:
+        """Return what a person would type to start a run in a folder, which need not be there yet."""
+        config = ["--config", str(folder / CONFIG), "--run-dir", str(folder)]
+        return ["python", "-m", "trainers", method, *config, *self._place(device), *(["--resume"] * resume)]
+
+    def estimate(
+        self, method: str, config: str, cancelled: Callable[[], bool] = lambda: False, *, device: str = ""
+    ) -> dict[str, Any] | None:
         """Ask the trainer what a run would take; see `trainers.estimate`.
+
+        Args:
+            method: as on the command line.
+            config: YAML of the whole config.
+            cancelled: whether nobody wants to know any more; then None is returned.
 
         Raises:
             StudioError: what is wrong with the config or its pictures.
         """
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / CONFIG
+            path, out, err = Path(folder) / CONFIG, Path(folder) / "out", Path(folder) / "err"
             path.write_text(config, encoding="utf-8")
             told = [method, "--config", str(path), "--run-dir", folder, *self._place(device), "--estimate"]
-            words = [sys.executable, "-m", "trainers", *told]
-            try:
-                done = subprocess.run(
-                    words, cwd=ROOT, capture_output=True, text=True, timeout=ESTIMATE_SECONDS, check=False
-                )
-            except subprocess.TimeoutExpired:
-                raise StudioError("the estimate did not end in time; the device may be busy with another run") from None
-        if done.returncode:
-            raise _problem(done.stderr)
-        return json.loads(done.stdout.splitlines()[-1])
+            with out.open("wb") as spoken, err.open("wb") as warned:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "trainers", *told], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=spoken, stderr=warned
+                )  # fmt: skip
+            if not _awaited(child, cancelled):
+                return None
+            if child.returncode:
+                raise _problem(err.read_text(encoding="utf-8", errors="replace"))
+            return json.loads(out.read_text(encoding="utf-8").splitlines()[-1])
 
     def _place(self, device: str) -> list[str]:
         settings = self.settings
@@ -260,6 +273,27 @@ class Runner:
             if not told:  # it did not come far enough to say why itself
                 self.runs.fail(run_id, str(_problem(self.runs.log(run_id))))
         self._write([row for row in self._rows() if row["run"] != run_id])
+
+
+def _awaited(child: subprocess.Popen[bytes], cancelled: Callable[[], bool]) -> bool:
+    """Wait for an estimate; False if it was cancelled. Nothing is left of it: all that it writes is a cache.
+
+    Raises:
+        StudioError: if it takes too long.
+    """
+    until = time.monotonic() + ESTIMATE_SECONDS
+    try:
+        while child.poll() is None:
+            if cancelled():
+                return False
+            if time.monotonic() > until:
+                raise StudioError("the estimate did not end in time; the device may be busy with another run")
+            time.sleep(LOOK)
+        return True
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def _size(path: Path) -> int:

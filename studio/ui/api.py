@@ -27,6 +27,7 @@ from studio.ui.merge_panel import MergeApi
 from studio.ui.models_api import ModelsApi
 from studio.ui.prompt_api import PromptApi
 from studio.ui.services import Services
+from studio.ui.training_api import TrainingApi
 from studio.ui.upscale_panel import enlarging
 from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 
@@ -62,6 +63,7 @@ class Api:
             self.job,
             self.cancel,
             *self._prompts.endpoints,
+            *TrainingApi(self._services).endpoints,
         ):
             gr.api(answering(function), api_name=function.__name__, concurrency_limit=None, queue=False)  # pyright: ignore[reportPrivateImportUsage]
 

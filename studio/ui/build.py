@@ -15,12 +15,13 @@ from studio.ui.png_info_panel import build_png_info
 from studio.ui.runs_tab import RunsTab
 from studio.ui.services import Services
 from studio.ui.text import TEXT
+from studio.ui.train_tab import TrainTab
 from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
 RUNS = ("run_charts.js", "runs.js", "run_parts.js", "run_compare.js")
-SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js", *RUNS)
+SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js", "train.js", *RUNS)
 STYLES = ("page.css", "datasets.css", "doctor.css", "runs.css")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
@@ -29,7 +30,9 @@ CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <
 def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        generate, upscale, runs = GenerateTab(services), UpscalePanel(services), RunsTab(services)
+        generate, upscale = GenerateTab(services), UpscalePanel(services)
+        train = TrainTab(services) if services.training else None
+        runs = RunsTab(services) if services.training else None
         with gr.Row(elem_id="st-head"):
             with gr.Column(scale=0, min_width=90):
                 gr.HTML(HEAD, padding=False)
@@ -37,6 +40,8 @@ def build_ui(services: Services) -> gr.Blocks:
                 generate.build_model_choice()
             with gr.Column(scale=2, min_width=200):
                 gr.HTML(CHIP, padding=False)
+        if train:
+            train.build_wish()
         with gr.Tabs(selected="generate") as tabs:
             with gr.Tab(TEXT["tab.generate"], id="generate"):
                 generate.build(page, tabs)
@@ -45,7 +50,10 @@ def build_ui(services: Services) -> gr.Blocks:
             if not services.public:
                 with gr.Tab(TEXT["tab.datasets"], id="datasets") as tab:
                     DatasetsTab(services).build(page, tab)
-            if services.training:
+            if train:
+                with gr.Tab(TEXT["tab.train"], id="train") as tab:
+                    train.build(page, tab, tabs)
+            if runs:
                 with gr.Tab(TEXT["tab.runs"], id="runs") as tab:
                     runs.build(page, tab, tabs)
             with gr.Tab(TEXT["tab.models"], id="models") as tab:
@@ -61,8 +69,10 @@ def build_ui(services: Services) -> gr.Blocks:
                     build_vae_check(services, generate.controls["model"], page)
                 with gr.Tab(TEXT["tools.merge"], id="merge"):
                     MergePanel(services, generate).build(page)
+        if train:
+            train.follow(generate.controls["model"])
         upscale.build_sender(tabs, tools)
-        if services.training:
+        if runs:
             runs.build_sender(tabs, generate)
         Api(services).register()
     return page

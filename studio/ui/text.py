@@ -1,6 +1,9 @@
 """Every text of the page that is not a field's own label or help (those lie with the field, in `spec.py`)."""
 
+from studio.ui.train_text import TRAIN_TEXT
+
 TEXT = {
+    **TRAIN_TEXT,
     "title": "Studio",
     "tab.generate": "Generate",
     "tab.gallery": "Gallery",

@@ -1,0 +1,95 @@
+"""A beginner's first training, in a real browser: choose, press Start, and the run is there. Laptop and phone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.processes import free_port
+from tests.conftest import App, launch, wait_for
+from tests.test_browser import CHROMIUM, FLAGS, pytestmark
+from tests.training import draw_pictures
+
+__all__ = ["pytestmark"]
+
+
+@pytest.fixture(scope="module")
+def hearts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    data = tmp_path_factory.mktemp("app")
+    draw_pictures(data / "datasets" / "hearts")
+    draw_pictures(data / "datasets" / "stars", 2)
+    app = launch(data, "--port", str(free_port()))
+    yield app
+    app.stop()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["laptop", "phone"])
+def page(hearts: App, request: pytest.FixtureRequest) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    width, height = request.param
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        tab = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        tab.set_default_timeout(60_000)
+        tab.problems = []
+        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+        tab.goto(hearts.url, wait_until="domcontentloaded")
+        tab.wait_for_selector("#st-viewer")
+        yield tab
+        assert tab.problems == []
+        browser.close()
+
+
+def opened(page: Any) -> None:
+    """Open the tab; on a phone it may be behind the dots."""
+    page.evaluate("() => document.querySelector('[data-tab-id=train]').click()")
+    page.wait_for_selector("#train-method input:checked")
+
+
+def test_a_beginner_starts_a_run_in_five_clicks(page: Any, hearts: App) -> None:
+    opened(page)  # the first click
+    assert page.locator("#train-method label").count() == 6
+    page.click("#train-start")  # nothing is chosen yet
+    page.wait_for_selector("#train-dataset .train-problem:has-text('dataset is empty')")
+    page.click("#train-dataset input")
+    page.get_by_role("option", name="hearts").click()
+    page.fill("#train-thing input, #train-thing textarea", "heart")
+    before = {row["id"] for row in hearts.get("/studio/runs").json()["runs"]}
+    page.click("#train-start")
+    page.wait_for_selector("#train-message:has-text('is in the queue')")
+    (run_id,) = {row["id"] for row in hearts.get("/studio/runs").json()["runs"]} - before
+    config = hearts.get(f"/studio/run/{run_id}").json()["config"]
+    assert (config["instance_prompt"], config["class_prompt"]) == ("a sks heart", "a heart")
+    assert config["dataset"] == "hearts" and config["with_prior_preservation"] and config["max_train_steps"] == 120
+    wait_for(lambda: hearts.get(f"/studio/run/{run_id}").json()["state"] not in ("new", "queued"))
+    httpx.post(f"{hearts.url}/studio/run/{run_id}/cancel", json={}, timeout=30)
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    page.wait_for_function("() => JSON.parse(localStorage.getItem('studio-train') || '{}').thing === 'heart'")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector("#st-viewer")
+    opened(page)
+    page.wait_for_function(
+        "() => document.querySelector('#train-thing input, #train-thing textarea').value === 'heart'"
+    )
+
+
+def test_wrong_values_are_told_beside_their_field_in_its_accordion(page: Any, hearts: App) -> None:
+    opened(page)
+    page.click("#train-method label:has-text('A style')")
+    page.wait_for_selector("#train-about:has-text('lora-shapes')")
+    page.click("#train-all > button")
+    page.click("#train-group-network > button")
+    page.fill("#train-rank input", "0")
+    page.wait_for_selector("#train-rank .train-problem:has-text('rank=0 must be at least 1')")
+    page.fill("#train-rank input", "4")
+    page.wait_for_selector("#train-rank .train-problem", state="detached")
+    page.click("#train-command-line > button")
+    page.wait_for_function("() => document.querySelector('#train-command textarea').value.includes('rank: 4')")
+    kept = json.loads(page.evaluate("() => localStorage.getItem('studio-train')"))
+    assert kept["method"] == "lora" and kept["rank"] == 4
+    folder = Path(hearts.data) / "runs"
+    assert f"mkdir -p {folder}" in page.eval_on_selector("#train-command textarea", "box => box.value")
