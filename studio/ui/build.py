@@ -20,11 +20,9 @@ from studio.ui.upscale_panel import UpscalePanel
 from studio.ui.vae_panel import build_vae_check
 
 HERE = Path(__file__).parent
-SCRIPTS = (
-    *("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js"),
-    *("train.js", "run_charts.js", "runs.js", "run_parts.js", "run_compare.js"),
-)
-STYLES = ("page.css", "datasets.css", "doctor.css")
+RUNS = ("run_charts.js", "runs.js", "run_parts.js", "run_compare.js")
+SCRIPTS = ("page.js", "plots.js", "prompts.js", "datasets.js", "doctor.js", "train.js", *RUNS)
+STYLES = ("page.css", "datasets.css", "doctor.css", "runs.css")
 HEAD = '<div id="st-title">Studio</div>'
 CHIP = f'<span id="st-device" class="st-chip" data-state="starting">…</span> <span id="st-offline" hidden>{TEXT["offline"]}</span>'
 
@@ -33,8 +31,9 @@ def build_ui(services: Services) -> gr.Blocks:
     """Build the page over the given services; starts nothing."""
     with gr.Blocks(title=TEXT["title"], analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         Api(services).register()  # first: its names are theirs, whatever the page calls its own handlers
-        generate, upscale, runs = GenerateTab(services), UpscalePanel(services), RunsTab(services)
+        generate, upscale = GenerateTab(services), UpscalePanel(services)
         train = TrainTab(services) if services.training else None
+        runs = RunsTab(services) if services.training else None
         with gr.Row(elem_id="st-head"):
             with gr.Column(scale=0, min_width=90):
                 gr.HTML(HEAD, padding=False)
@@ -58,7 +57,7 @@ def build_ui(services: Services) -> gr.Blocks:
             if train:
                 with gr.Tab(TEXT["tab.train"], id="train") as tab:
                     train.build(page, tab, tabs)
-            if services.training:
+            if runs:
                 with gr.Tab(TEXT["tab.runs"], id="runs") as tab:
                     runs.build(page, tab, tabs)
             with gr.Tab(TEXT["tab.models"], id="models") as tab:
@@ -77,7 +76,7 @@ def build_ui(services: Services) -> gr.Blocks:
         if train:
             train.follow(generate.controls["model"])
         upscale.build_sender(tabs, tools)
-        if services.training:
+        if runs:
             runs.build_sender(tabs, generate)
     return page
 

@@ -76,11 +76,11 @@ class DoctorPanel:
         run.click(self.examine, inputs_kwargs=aim, outputs=[said, found, undo], **slow)
         fix.click(None, None, [place], js="() => studio.doctor.fixing()", api_visibility="private").then(
             self.fix,
-            inputs_kwargs={"place": place, "found": found, "changed": changed} | aim,
+            inputs_kwargs={"place": place, "found": found, "changed": changed, **aim},
             outputs=[said, found, undo, changed],
             **slow,
         )
-        undo.click(self.undo, inputs_kwargs={"changed": changed} | aim, outputs=[said, found, undo, changed], **slow)
+        undo.click(self.undo, inputs_kwargs={"changed": changed, **aim}, outputs=[said, found, undo, changed], **slow)
         gr.on([chosen.change, changed.change], self.offered, [chosen], [undo], **QUIET)
         chosen.change(lambda: ("", (), gr.update(choices=self._models())), None, [said, found, model], **QUIET)
         draw.click(self.draw, [trigger, model], [drawn, job, timer], **QUIET)

@@ -75,7 +75,7 @@ class TrainingApi:
         Returns:
             What `runs` says of it, and its curves, results (names that `loras` takes), samples, notices, config, command and log.
         """
-        return RunRoutes(self._desk.training, self._services.settings).details(id)
+        return RunRoutes(self._services, self._desk.training).details(id)
 
     def stop(self, id: str) -> dict[str, Any]:
         """Take a training run out of the queue, or let it save and stop; `train` of its config, or the page, goes on with it.
