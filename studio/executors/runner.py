@@ -259,7 +259,7 @@ class Runner:
         if os.name == "nt":
             alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # pyright: ignore[reportAttributeAccessIssue]
         with (folder / LOG).open("ab") as log:
-            child = subprocess.Popen(
+            child: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, "-m", "trainers", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **alone
             )  # fmt: skip
         self._children[run_id] = child, _size(folder / EVENTS)
