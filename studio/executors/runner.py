@@ -43,7 +43,7 @@ class Runner:
         self._changed, self._pictures_wait = changed, pictures_wait
         self._file = runs.root / "queue.json"
         self._lock = threading.RLock()
-        self._children: dict[str, tuple[subprocess.Popen[bytes], int]] = {}  # with how long its events were
+        self._children: dict[str, tuple[subprocess.Popen[Any], int]] = {}  # with how long its events were
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._seen: dict[str, dict[str, Any]] = {}
@@ -259,7 +259,7 @@ class Runner:
         if os.name == "nt":
             alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # pyright: ignore[reportAttributeAccessIssue]
         with (folder / LOG).open("ab") as log:
-            child: subprocess.Popen[bytes] = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, "-m", "trainers", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **alone
             )  # fmt: skip
         self._children[run_id] = child, _size(folder / EVENTS)
