@@ -20,6 +20,7 @@ from studio.settings import Settings
 from studio.spec import parse_request
 from studio.store.library import Library
 from studio.store.priority import read_priority, set_priority
+from studio.store.prompt_reports import unknown_to
 from studio.store.runs import ALIVE, Runs
 from tests.training import config_of, draw_pictures
 from trainers.config_files import dump_config
@@ -74,7 +75,7 @@ def wait_for(done: Callable[[], Any]) -> Any:
 
 
 def test_a_run_goes_from_the_queue_to_a_lora_in_the_library(app: App, pictures: Path) -> None:
-    first, second = app.create(pictures, max_train_steps=4), app.create(pictures, max_train_steps=2)
+    first, second = app.create(pictures, max_train_steps=4, trigger_word="sks"), app.create(pictures, max_train_steps=2)
     assert (first, second) == ("heart", "heart-2")
     app.runner.enqueue(first)
     app.runner.enqueue(second)
@@ -88,6 +89,8 @@ def test_a_run_goes_from_the_queue_to_a_lora_in_the_library(app: App, pictures: 
     assert {"heart", "heart-000002", "heart-000004", "heart-2", "heart-2-000002"} <= names
     request = app.library.with_loras(parse_request({"prompt": "a sks heart <lora:heart-000002:0.5>"}))
     (part,) = app.library.parts_of(request)
+    assert unknown_to(app.library, request) == []  # what a LoRA teaches is no unknown word
+    assert unknown_to(app.library, request.model_copy(update={"loras": ()})) == ["sks"]
     assert part.kind == "lora" and part.path.endswith("step-000002/weights/heart-000002.safetensors")
     row = app.runner.overview()[0]
     assert (row["step"], row["steps"], row["checkpoints"]) == (2, 2, 1) and row["loss"] > 0

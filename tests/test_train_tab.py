@@ -57,7 +57,8 @@ def services_of(data: Path) -> Services:
     training = Training(runner.runs, runner, CLASSES, check_config, dump_config, PRESETS)
     nothing: Any = None
     policy = policy_for(host="127.0.0.1", share=False, auth=None)
-    return Services(settings, policy, dispatcher, nothing, gallery, library, nothing, nothing, training)
+    kept = [nothing] * 5  # downloads, tokens, and what datasets need
+    return Services(settings, policy, dispatcher, nothing, gallery, library, *kept, training=training)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ def test_what_is_typed_wrong_is_told_in_a_sentence_beside_its_field(page: Page) 
     with pytest.raises(InvalidRequest, match="must be NAME=NUMBER"):
         from_form("preprocessor_options", fields_of(CLASSES["controlnet"])["preprocessor_options"], "low")
     told = json.loads(page.tab.start(**page.type(thing="").values)[0])
-    assert told["field"] == "thing" and "needs class_prompt" in told["error"]
+    assert told["field"] == "thing" and "dog, heart, woman" in told["error"]
 
 
 def test_a_control_shows_what_it_reads() -> None:

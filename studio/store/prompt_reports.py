@@ -1,7 +1,7 @@
 """Makes a `PromptReport` from a model's files: what the engine will do with a prompt, without the engine."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from studio.dynamic_prompts import expand
 from studio.embeddings import Naming, layout_of
@@ -17,6 +17,7 @@ from studio.spec import GenerationRequest
 from studio.store.embeddings import named_embeddings
 from studio.store.headers import read_json, tensor_shapes
 from studio.store.library import Library, fill_defaults, unknown_words
+from studio.store.lora_facts import read_lora_facts
 from studio.store.models import Model
 from studio.store.texts import FIELDS
 from studio.store.tokenizers import Tokenizers, Words
@@ -86,7 +87,11 @@ class PromptReports:
             loras=tuple(loras),
             embeddings=tuple(part.id for part in named),
             unknown={kind: tuple(dict.fromkeys(names)) for kind, names in unknown.items() if names},
-            unknown_words=tuple(words_unknown(texts["prompt"], steps, model, named)),
+            unknown_words=tuple(
+                word
+                for word in words_unknown(texts["prompt"], steps, model, named)
+                if word not in trigger_words(self._library, loras)
+            ),
             notes=(*ignored, *syntax_notes(family, texts, steps)),
             problems=tuple(dict.fromkeys(problems)),
         )
@@ -233,7 +238,15 @@ def unknown_to(library: Library, request: GenerationRequest) -> list[str]:
     if not model.words:
         return []
     named = named_embeddings(library.parts.parts("embedding"), request, model.shape)
-    return words_unknown(request.prompt, request.num_inference_steps or 1, model, named)
+    called = trigger_words(library, [lora.name for lora in request.loras])
+    words = words_unknown(request.prompt, request.num_inference_steps or 1, model, named)
+    return [word for word in words if word not in called]
+
+
+def trigger_words(library: Library, loras: Iterable[str]) -> set[str]:
+    """Return the words, in small letters, that call some LoRA of the library."""
+    paths = [library.parts.get("lora", name, "loras").path for name in loras]
+    return {word.lower() for path in paths for said in read_lora_facts(path).trigger_words for word in said.split()}
 
 
 def words_unknown(text: str, steps: int, model: Model, named: list[Part]) -> list[str]:

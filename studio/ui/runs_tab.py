@@ -17,6 +17,7 @@ FRAME = f"""
 <div id="sr">
   <div id="sr-problem" class="st-problem" role="alert"></div>
   <div id="sr-head">
+    <span class="st-quiet">{TEXT["runs.first"]}</span>
     <span id="sr-first" role="radiogroup" aria-label="{TEXT["runs.first"]}"></span>
     <label class="st-quiet" id="sr-notify-label" title="{TEXT["runs.notify.help"]}">
       <input type="checkbox" id="sr-notify"> {TEXT["runs.notify"]}</label>

@@ -330,11 +330,13 @@ class TrainTab:
 
     def problem(self, error: StudioError, values: dict[str, Any], *, quiet: bool = False) -> str:
         """Return a mistake as JSON for the page: the sentence, the field, and the accordions around it."""
-        field = (error.field if isinstance(error, InvalidRequest) else "").partition(".")[0]
-        decision = DECIDED.get(field, "")
-        if decision in ASKED.get(str(values.get("method")), ()) and not values.get(decision):
-            field = decision
-        return json.dumps({"error": str(error), "field": field, "home": self.form.home_of(field), "quiet": quiet})
+        field, said = (error.field if isinstance(error, InvalidRequest) else "").partition(".")[0], str(error)
+        decision, method = DECIDED.get(field, ""), str(values.get("method"))
+        if decision in ASKED.get(method, ()) and not values.get(decision):
+            if quiet:  # nothing is wrong with a question that was not answered yet
+                return json.dumps({"ok": True})
+            field, said = decision, TEXT["train.needed"].format(help=TEXT[f"train.{decision}.{method}.help"])
+        return json.dumps({"error": said, "field": field, "home": self.form.home_of(field), "quiet": quiet})
 
     def start(self, **values: Any) -> list[Any]:
         """Put a run of what the form says into the queue, and show the queue."""

@@ -34,6 +34,7 @@ TRAIN_TEXT = {
     "train.thing.dreambooth.help": "Its class, in a word: dog, heart, woman, teapot.",
     "train.thing.textual-inversion": "Word that comes near",
     "train.thing.textual-inversion.help": "The new word begins as this one: toy, dog, painting.",
+    "train.needed": "Fill this in first. {help}",
     "train.seen": "{pictures} pictures, {captions} with a caption.",
     "train.seen.none": "There are no pictures in it yet.",
     "train.prompts": "Prompts, samples and name (filled in from above)",
