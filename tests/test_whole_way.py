@@ -1,30 +1,16 @@
 """From five pictures to a picture of what was taught, in a real browser, as a person goes it: no command, no file by hand."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
-
 from studio.store.runs import Runs
-from tests.conftest import App, launch, wait_for
+from tests.conftest import App, wait_for
 from tests.test_browser import chrome, pytestmark  # noqa: F401
 from tests.test_datasets_page import SAVED, cards, create, open_tab
-from tests.test_runs_browser import LONG, opened, press, state
+from tests.test_runs_browser import LONG, opened, press, state, studio  # noqa: F401
 from tests.training import draw_pictures
 
 SKY = "a sks heart on a blue background"
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[App]:
-    running = launch(tmp_path / "data", "--cpu-threads", "1")
-    yield running
-    for run_id in Runs(running.data / "runs").ids():
-        httpx.post(f"{running.url}/studio/run/{run_id}/cancel", json={})
-        wait_for(lambda run_id=run_id: not Runs(running.data / "runs").alive(run_id))
-    running.stop()
 
 
 def bring(page: Any, folder: Path) -> None:
