@@ -22,7 +22,6 @@ import httpx
 from benchmarks.measure import report
 from benchmarks.processes import started
 from benchmarks.served import Served, served
-from benchmarks.shapes.subject import draw_subject
 from studio.store.runs import Runs
 
 PAGES, WATCH = 20, 20.0  # open pages, and seconds that they are watched
@@ -38,6 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> dict[str, Any]:
     """Measure."""
+    from benchmarks.shapes.subject import draw_subject
+
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
         draw_subject(data / "datasets" / "hearts")

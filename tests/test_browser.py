@@ -166,6 +166,15 @@ def test_gallery_and_reuse(page: Any) -> None:
     page.wait_for_function("(n) => document.querySelectorAll('.sg-card').length === n - 1 || n >= 50", arg=number)
 
 
+def turn_to(page: Any, name: str) -> None:
+    """Open a tab of the page; on a phone it may be behind the dots."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if not tab.is_visible():
+        page.locator(".overflow-menu > button").first.click()
+        tab = page.locator(".overflow-dropdown button", has_text=name)
+    tab.click()
+
+
 def test_png_info_reads_a_foreign_file(page: Any, tmp_path: Path) -> None:
     from PIL import Image, PngImagePlugin
 
@@ -175,7 +184,7 @@ def test_png_info_reads_a_foreign_file(page: Any, tmp_path: Path) -> None:
         "<img src=x onerror=alert(1)> a cat\nNegative prompt: dog\nSteps: 12, Sampler: Euler a, CFG scale: 3, Seed: 77, Size: 64x64",
     )
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png", pnginfo=facts)
-    page.get_by_role("tab", name="Tools").click()
+    turn_to(page, "Tools")
     page.get_by_role("tab", name="PNG Info").click()
     page.set_input_files("#st-info-file input[type=file]", str(tmp_path / "other.png"))
     page.wait_for_function(

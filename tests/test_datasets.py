@@ -779,7 +779,7 @@ def test_the_command_lists_them(store: Datasets, tmp_path: Path, capsys: pytest.
 
 @pytest.fixture
 def client(store: Datasets) -> TestClient:
-    services: Any = SimpleNamespace(library=Library((), part_roots=()), public=False, datasets=store)
+    services: Any = SimpleNamespace(library=Library((), part_roots=()), public=False, datasets=store, training=None)
     return TestClient(Starlette(routes=Routes(services).table()))
 
 
@@ -848,7 +848,7 @@ def test_a_wrong_resolution_is_told(client: TestClient, store: Datasets, tmp_pat
 
 
 def test_strangers_find_nothing(store: Datasets) -> None:
-    services: Any = SimpleNamespace(library=Library((), part_roots=()), public=True, datasets=store)
+    services: Any = SimpleNamespace(library=Library((), part_roots=()), public=True, datasets=store, training=None)
     client = TestClient(Starlette(routes=Routes(services).table()))
     assert client.get(f"{PLACE}?resolution=512&step=64").status_code == 404
     assert client.post(f"{PLACE}/caption", json={"picture": "a.png", "text": "x"}).status_code == 404

@@ -8,17 +8,13 @@ import numpy as np
 from PIL import Image
 
 from tests.conftest import App
-from tests.test_browser import chrome, page, pytestmark
+from tests.test_browser import chrome, page, pytestmark, turn_to
 
 SAVED = "() => document.querySelector('.sd-mark').textContent === 'saved'"
 
 
 def open_tab(page: Any) -> None:
-    tab = page.get_by_role("tab", name="Datasets", exact=True)
-    if not tab.is_visible():
-        page.locator(".overflow-menu > button").first.click()
-        tab = page.locator(".overflow-dropdown button", has_text="Datasets")
-    tab.click()
+    turn_to(page, "Datasets")
     page.wait_for_selector("#sd", timeout=30_000)
 
 

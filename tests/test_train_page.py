@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.processes import free_port
 from tests.conftest import App, launch, wait_for
-from tests.test_browser import CHROMIUM, FLAGS, pytestmark
+from tests.test_browser import CHROMIUM, FLAGS, pytestmark, turn_to
 from tests.training import draw_pictures
 
 __all__ = ["pytestmark"]
@@ -45,8 +45,7 @@ def page(hearts: App, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def opened(page: Any) -> None:
-    """Open the tab; on a phone it may be behind the dots."""
-    page.evaluate("() => document.querySelector('[data-tab-id=train]').click()")
+    turn_to(page, "Train")
     page.wait_for_selector("#train-method input:checked")
 
 
@@ -60,7 +59,7 @@ def test_a_beginner_starts_a_run_in_five_clicks(page: Any, hearts: App) -> None:
     page.fill("#train-thing input, #train-thing textarea", "heart")
     before = {row["id"] for row in hearts.get("/studio/runs").json()["runs"]}
     page.click("#train-start")
-    page.wait_for_selector("#train-message:has-text('is in the queue')")
+    page.wait_for_selector("#train-message:has-text('is in the queue')", state="attached")  # the page turned to Runs
     (run_id,) = {row["id"] for row in hearts.get("/studio/runs").json()["runs"]} - before
     config = hearts.get(f"/studio/run/{run_id}").json()["config"]
     assert (config["instance_prompt"], config["class_prompt"]) == ("a sks heart", "a heart")

@@ -177,6 +177,13 @@ def test_a_fault_in_a_job_is_told_and_the_next_job_works(running: Dispatcher) ->
     assert wait_for(lambda: ended(running, good.id)).state == "done"
 
 
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_the_worker_ends_when_its_pipe_closes(tmp_path: Path) -> None:
     dispatcher = build(tmp_path, "worker")
     executor = dispatcher.executor
@@ -187,7 +194,7 @@ def test_the_worker_ends_when_its_pipe_closes(tmp_path: Path) -> None:
     assert executor._process is not None
     assert executor._process.stdin is not None
     executor._process.stdin.close()
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 30)
+    wait_for(lambda: gone(pid), 30)
     dispatcher.close()
 
 
