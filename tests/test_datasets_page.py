@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import App
 from tests.test_browser import chrome, page, pytestmark, turn_to
 
-SAVED = "() => document.querySelector('.sd-mark').textContent === 'saved'"
+SAVED = "() => document.querySelector('.sd-mark')?.textContent === 'saved'"
 
 
 def open_tab(page: Any) -> None:
@@ -70,7 +70,7 @@ def test_what_is_brought_and_written_is_still_there(page: Any, app: App, tmp_pat
     reload(page)  # at once: what was typed a moment ago is not lost
     cards(page, 2)
     assert [box.input_value() for box in page.query_selector_all(".sd-card textarea")] == [evil, "a ball, blue"]
-    page.wait_for_function("() => document.querySelector('.sd-card img').naturalWidth === 320")
+    page.wait_for_function("() => document.querySelector('.sd-card img')?.naturalWidth === 320")
     fits(page)
 
     page.locator(".sd-card").first.get_by_role("button", name="Crop", exact=True).click()
@@ -80,7 +80,7 @@ def test_what_is_brought_and_written_is_still_there(page: Any, app: App, tmp_pat
         "() => document.querySelector('#sd-crop').innerText.includes('300 x 300 pixels → bucket 512 x 512')"
     )
     page.get_by_role("button", name="Save crop").click()
-    page.wait_for_function("() => document.querySelector('.sd-line').textContent.includes('cropped')")
+    page.wait_for_function("() => document.querySelector('.sd-line')?.textContent.includes('cropped')")
     edit = app.data / "datasets" / name / "photo 0.edit.json"
     assert json.loads(edit.read_text()) == {"crop": [0.25, 0, 1, 1]}
 
@@ -130,9 +130,9 @@ def test_drop_change_all_captions_and_import(page: Any, app: App, tmp_path: Path
     page.click("#sd-bulk summary")
     page.fill("#sd-text", "sks")
     page.get_by_role("button", name="Trigger word in front").click()
-    page.wait_for_function("() => document.querySelector('.sd-card textarea').value === 'sks, a circle, red'")
+    page.wait_for_function("() => document.querySelector('.sd-card textarea')?.value === 'sks, a circle, red'")
     page.click("#sd-undo")
-    page.wait_for_function("() => document.querySelector('.sd-card textarea').value === 'a circle, red'")
+    page.wait_for_function("() => document.querySelector('.sd-card textarea')?.value === 'a circle, red'")
     page.click("#sd-buckets summary")
     page.wait_for_function("() => document.querySelector('#sd-bucket-rows').innerText.includes('512 x 512')")
     page.fill("#sd-resolution", "500")
@@ -151,7 +151,7 @@ def test_drop_change_all_captions_and_import(page: Any, app: App, tmp_path: Path
         "() => document.querySelector('#sd-said').innerText.includes('1 pictures and 0 captions')", timeout=30_000
     )
     cards(page, 1)
-    page.wait_for_function("() => document.querySelector('.sd-line').textContent.includes('shown 3 times')")
+    page.wait_for_function("() => document.querySelector('.sd-line')?.textContent.includes('shown 3 times')")
     page.fill("#sd-path textarea, #sd-path input", str(tmp_path / "nowhere"))
     page.click("#sd-import-run")
     page.wait_for_function(
