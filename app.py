@@ -173,7 +173,7 @@ class Studio:
         self.tokens = Tokens(settings.data_dir / "tokens.json")
         self.downloads = Downloads(settings.data_dir, self.tokens)
         self.runner = Runner(settings, Runs(settings.runs), self.dispatcher.announce, self.dispatcher.busy)
-        if self.policy.mode not in ("share", "space"):
+        if not self.policy.public:
             self.runner.start()
         self.datasets = Datasets(settings.data_dir / "datasets")
         self.changes = Changes(self.datasets)
@@ -205,7 +205,7 @@ class Studio:
         from trainers.config_files import check_config, dump_config
         from trainers.methods import METHODS
 
-        if self.policy.mode in ("share", "space"):
+        if self.policy.public:
             return None
         methods = {name: config for name, (config, _) in METHODS.items()}
         return Training(self.runner.runs, self.runner, methods, check_config, dump_config, ROOT / "presets" / "train")

@@ -47,11 +47,10 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
             alone = [first_step(app, []) for _ in range(flags.runs)]
             with training(data) as runs:
                 wait_for(lambda: runs.story(RUN).checkpoints)
-                steps = [seconds_a_step(runs, 5.0)]
+                step = seconds_a_step(runs, 5.0)
                 shared = [first_step(app, [{"name": newest(runs)}]) for _ in range(flags.runs)]
                 idle_cpu, quiet = watched(app, runs, 0)
                 busy_cpu, loud = watched(app, runs, PAGES)
-        step = statistics.median(steps)
         columns = {
             "first_step_alone": alone,
             "first_step_shared": shared,

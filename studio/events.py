@@ -11,11 +11,10 @@ Stop = Literal["", "interrupt", "skip"]  # what a running job may be asked
 
 
 class Ready(Frozen):
-    """The process that computes is up, on `device`; `problem` says why it cannot be used. `devices` are all of this machine."""
+    """The process that computes is up, on `device`; `problem` says why it cannot be used."""
 
     type: Literal["ready"] = "ready"
     device: str
-    devices: tuple[str, ...] = ()
     memory_free: int | None = None
     memory_total: int | None = None
     problem: str = ""

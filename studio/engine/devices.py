@@ -69,9 +69,3 @@ def open_device(name: str, cpu_threads: int) -> Device:
             raise DeviceError("device='mps' is not there; use --device cpu")
         return Device(torch.device("mps"), torch.float16, "mps", "Apple GPU", cpu_threads)
     return Device(torch.device("cpu"), torch.float32, "cpu", "CPU", cpu_threads)
-
-
-def device_names() -> tuple[str, ...]:
-    """List what `open_device` would find, the quickest first."""
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return (*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu")

@@ -96,7 +96,6 @@ class Dispatcher:
                 "state": "failed" if event.problem else "ready",
                 "problem": event.problem,
                 "name": event.device,
-                "devices": list(event.devices),
                 "memory_free": event.memory_free,
                 "memory_total": event.memory_total,
             }

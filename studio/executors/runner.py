@@ -85,10 +85,9 @@ class Runner:
         with self._lock:
             if self.runs.alive(run_id):
                 self.runs.ask(run_id, "stop")
-            elif run_id in self._children:  # still loading
-                self._children[run_id][0].terminate()
-                self._write([row for row in self._rows() if row["run"] != run_id])
-            elif run_id in self.queue():
+            elif run_id in self._children or run_id in self.queue():
+                if run_id in self._children:  # still loading
+                    self._children[run_id][0].terminate()
                 self._write([row for row in self._rows() if row["run"] != run_id])
             else:
                 raise StudioError(f"{run_id} neither works nor waits")
@@ -104,7 +103,6 @@ class Runner:
             row = rows.pop(place)
             rows.insert(max(0, min(len(rows), place + offset)), row)
             self._write(rows)
-        self._changed()
 
     def remove(self, run_id: str, trash: Path) -> None:
         """Move a run with all its results into the trash; it does not wait any more.
@@ -163,7 +161,7 @@ class Runner:
         return ["python", "-m", "trainers", method, *config, *self._place(device), *(["--resume"] * resume)]
 
     def estimate(
-        self, method: str, config: str, cancelled: Callable[[], bool] = lambda: False, *, device: str = ""
+        self, method: str, config: str, cancelled: Callable[[], bool] = lambda: False
     ) -> dict[str, Any] | None:
         """Ask the trainer what a run would take; see `trainers.estimate`.
 
@@ -178,7 +176,7 @@ class Runner:
         with tempfile.TemporaryDirectory() as folder:
             path, out, err = Path(folder) / CONFIG, Path(folder) / "out", Path(folder) / "err"
             path.write_text(config, encoding="utf-8")
-            told = [method, "--config", str(path), "--run-dir", folder, *self._place(device), "--estimate"]
+            told = [method, "--config", str(path), "--run-dir", folder, *self._place(), "--estimate"]
             with out.open("wb") as spoken, err.open("wb") as warned:
                 child = subprocess.Popen(
                     [sys.executable, "-m", "trainers", *told], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=spoken, stderr=warned
@@ -189,7 +187,7 @@ class Runner:
                 raise _problem(err.read_text(encoding="utf-8", errors="replace"))
             return json.loads(out.read_text(encoding="utf-8").splitlines()[-1])
 
-    def _place(self, device: str) -> list[str]:
+    def _place(self, device: str = "") -> list[str]:
         settings = self.settings
         extra = [word for path in settings.extra_models for word in ("--extra-models", str(path))]
         told = {"data-dir": settings.data_dir, "device": device or settings.device, "cpu-threads": settings.cpu_threads}

@@ -66,11 +66,8 @@ class Worker:
         engine, problem = None, ""
         try:
             engine = open_engine(self.settings)
-            from studio.engine.devices import device_names  # loads the libraries, as the engine has by now
-
             free, total = engine.device.memory or (None, None)
-            names = device_names()
-            self.emit(Ready(device=engine.device.title, devices=names, memory_free=free, memory_total=total))
+            self.emit(Ready(device=engine.device.title, memory_free=free, memory_total=total))
         except StudioError as error:
             problem = str(error)
             self.emit(Ready(device=self.settings.device, problem=problem))

@@ -55,6 +55,11 @@ class Policy:
     credentials: tuple[str, str] | None = field(default=None, repr=False)
     max_body: int = 64 * 2**20  # bytes in one request, all its files together
 
+    @property
+    def public(self) -> bool:
+        """Whether strangers may be looking."""
+        return self.mode in ("share", "space")
+
     def allows(self, name: str) -> bool:
         """Say whether `name` (lower case, no port) is ours. No DNS server can point an IP literal elsewhere."""
         if name in LOOPBACK or name in self.hosts:  # Gradio's own start check asks localhost in every mode

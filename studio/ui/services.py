@@ -63,7 +63,7 @@ class Services:
     @property
     def public(self) -> bool:
         """Whether strangers may be looking."""
-        return self.policy.mode in ("share", "space")
+        return self.policy.public
 
     def owner(self, headers: Mapping[str, str]) -> str:
         """Return whose jobs and pictures a request may see."""
