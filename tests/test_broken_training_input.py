@@ -218,7 +218,7 @@ def test_a_dataset_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_picture_without_a_caption_needs_a_prompt(tmp_path: Path) -> None:
-    from trainers.configs import Concept
+    from trainers.concepts import Concept
 
     folder = draw_pictures(tmp_path / "pictures", 2, captions=False)
     with pytest.raises(InvalidRequest, match=r"0.png has no caption; put 0.txt beside it, or give instance_prompt"):

@@ -1,5 +1,6 @@
 """DreamBooth: what is kept of the class, what it costs, and that without all that it is plain fine-tuning."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def test_the_prior_counts_and_goes_on_exactly(pictures: Path, root: Path, source
     assert whole == losses(root / f"broken {source}")
     plain = losses(root / "without") if (root / "without").exists() else {}
     if source == "images":
-        assert len(list((root / "data" / "cache" / "class").rglob("00000?.png"))) == 2
+        told = json.loads((root / f"whole {source}" / "class.json").read_text())
+        assert told["number"] == 2
+        assert len(list((root / "data" / "cache" / "class" / told["folder"]).glob("00000?.png"))) == 2
         assert all(whole[step] > plain[step] for step in plain)
     elif plain:
         assert whole[1] == plain[1] and whole[2] > plain[2]  # nothing has changed yet at the first step

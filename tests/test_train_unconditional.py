@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from studio.engine.devices import open_device
 from studio.errors import InvalidRequest
 from studio.settings import Settings
+from studio.store.models import read_model
 from trainers.config_files import check_config
 from trainers.material import Material, Pictures
 from trainers.models import Pixels
-from trainers.network_configs import UnconditionalConfig
 from trainers.session import Session
-from trainers.unconditional import UnconditionalMethod, grid
+from trainers.sheet import grid
+from trainers.unconditional import UnconditionalMethod
+from trainers.unconditional_configs import UnconditionalConfig
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -42,7 +44,7 @@ def config_of(dataset: Path, **values: Any) -> UnconditionalConfig:
 
 
 def opened(config: UnconditionalConfig, settings: Settings) -> tuple[UnconditionalMethod, Material]:
-    pictures = Pictures(config.told_concepts, settings.data_dir, captioned=False)
+    pictures = Pictures(config.told_concepts, settings.data_dir, captions=config.captions)
     material = Material(config, pictures, None, settings.data_dir / "cache")
     return UnconditionalMethod(config, Pixels(open_device("cpu", 1))), material
 
@@ -104,6 +106,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(dataset: Path, setting
     card = (made.parent / "README.md").read_text()
     assert "DDPMPipeline.from_pretrained('trained')" in card and "base_model" not in card
     assert "samples/step-000003.png" in (tmp_path / "whole" / "events.jsonl").read_text()
+    model = read_model("whole", made)
+    assert (model.problem, model.family, model.defaults["scheduler"]) == ("", "unconditional", "DDIM")
+    assert (model.defaults["width"], model.defaults["num_inference_steps"]) == (64, 2)
 
 
 def test_what_is_saved_is_the_average(dataset: Path, settings: Settings, tmp_path: Path) -> None:
@@ -166,6 +171,15 @@ def test_a_grid_is_about_square() -> None:
         ({"channels": []}, "channels has 0 levels; give 1 to 8"),
         ({"ddpm_num_steps": 20}, "num_inference_steps=50 must be at most ddpm_num_steps=20"),
         ({"ema_decay": 1}, "ema_decay=1 must be less than 1"),
+        (
+            {"sigma_max": 10},
+            "sigma_max means nothing with preconditioning=ddpm; leave it out, or use preconditioning=ve",
+        ),
+        ({"preconditioning": "edm", "beta_schedule": "squaredcos_cap_v2"}, "beta_schedule means nothing with"),
+        ({"preconditioning": "ve", "sigma_data": 1}, "sigma_data means nothing with preconditioning=ve"),
+        ({"preconditioning": "ve", "sigma_max": 1}, "sigma_max=1 must be at least 2"),
+        ({"preconditioning": "edm", "timestep_sampling": "logit_normal"}, "use log_normal or uniform"),
+        ({"vae": "shapes"}, "vae means nothing with architecture=unet; leave it out, or use architecture=dit"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr needs prediction_type=v_prediction"),
         ({"beta_schedule": "cosine"}, "beta_schedule='cosine': input should be 'linear' or 'squaredcos_cap_v2'"),
     ],

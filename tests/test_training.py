@@ -18,7 +18,18 @@ from studio.errors import InvalidRequest, StudioError
 from studio.settings import ROOT
 from studio.store.lora_facts import read_lora_facts
 from tests.conftest import MODELS
-from tests.training import adapter, command_of, config_of, content, draw_pictures, killed_run, losses, stop_after, train
+from tests.training import (
+    Forked,
+    adapter,
+    command_of,
+    config_of,
+    content,
+    draw_pictures,
+    killed_run,
+    losses,
+    stop_after,
+    train,
+)
 from trainers.config_files import dump_config
 
 STEPS = {"max_train_steps": 6, "checkpointing_steps": 2, "checkpoints_total_limit": None}
@@ -40,7 +51,9 @@ def test_a_run_learns_and_tells(unbroken: tuple[Path, dict[str, Any]]) -> None:
     assert answer["status"] == "finished" and answer["step"] == 6
     rows = [json.loads(line) for line in (root / "run" / "events.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["type"] == "checkpoint"] == [2, 4, 6]
-    assert {row["name"] for row in rows if row["type"] == "metric"} == {"loss", "grad_norm", "learning_rate"}
+    assert {row["name"] for row in rows if row["type"] == "metric"} == {
+        "loss", "grad_norm", "learning_rate", "memory",
+    }  # fmt: skip
     assert rows[-1]["type"] == "finished" and sorted(losses(root / "run")) == [1, 2, 3, 4, 5, 6]
     weights = adapter(answer)
     assert any(one.abs().max() > 0 for name, one in weights.items() if "lora_B" in name)
@@ -97,6 +110,7 @@ EXACT = {
         "lora",
         {"optimizer": "adafactor", "lr_scheduler": "cosine", "lr_warmup_steps": 2, "rank": 2},
     ),
+    "muon, which has AdamW for vectors": ("lora", {"optimizer": "muon", "rank": 2, "network_type": "dora"}),
     "full, average": ("full", {"use_ema": True, "ema_decay": 0.5, "learning_rate": 1e-5}),
 }
 
@@ -159,13 +173,15 @@ def test_a_killed_command_goes_on_exactly(tmp_path: Path, pictures: Path, method
     config = config_of(method, pictures, max_train_steps=8, checkpointing_steps=1, **KILLED[method])
     (tmp_path / "c.yaml").write_text(dump_config(config))
     command = command_of(method, tmp_path / "c.yaml", tmp_path, "killed")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Forked(command[3:], tmp_path / "log")
     while not (tmp_path / "killed" / "checkpoints" / "step-000003").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
-    subprocess.run([*command, "--resume"], cwd=ROOT, check=True, capture_output=True)
+    again = Forked([*command[3:], "--resume"], tmp_path / "log")
+    again.wait()
+    assert again.returncode == 0
     whole = train(method, config, tmp_path, run="whole")
     assert content(whole["artifact"]) == content(tmp_path / "killed" / "final" / "trained.safetensors")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -283,6 +299,13 @@ def test_kohyas_file_draws_the_same(tmp_path: Path, pictures: Path, values: dict
     ]
     plain = product.draw(prompt="a red heart", seed=1, num_inference_steps=3)
     assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1 and np.abs(drawn[0].astype(int) - plain).max() > 3
+    from trainers.kohya import main as export
+
+    later = tmp_path / "later.safetensors"
+    assert export([str(folder / "trained.safetensors"), str(later)]) == 0  # of a run that ended without it
+    made, wanted = content(later), content(folder / "trained-kohya.safetensors")
+    assert made.pop("__metadata__").items() >= wanted.pop("__metadata__").items() and made == wanted
+    assert export([str(later), str(tmp_path / "again.safetensors")]) == 2 == export([str(later), str(later)])
     with pytest.raises(InvalidRequest, match="save_kohya does not know dora"):
         config_of("lora", pictures, save_kohya=True, network_type="dora")
 
@@ -301,9 +324,10 @@ def test_the_command(tmp_path: Path, pictures: Path) -> None:
     config = {"dataset": str(pictures), "resolution": 64, "bucket_step": 32, "max_train_steps": 2, "rank": 2}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     command = command_of("lora", tmp_path / "c.yaml", tmp_path)
-    done = subprocess.run([*command, "--estimate"], cwd=ROOT, capture_output=True, text=True, check=False)
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 0 and told["steps"] == 2 and told["fits"] and not (tmp_path / "run").exists()
+    asked = Forked([*command[3:], "--estimate"], tmp_path / "log")
+    asked.wait()
+    told = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert asked.returncode == 0 and told["steps"] == 2 and told["fits"] and not (tmp_path / "run").exists()
     wrong = subprocess.run([*command, "--set", "rank=0"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and wrong.stderr.strip() == "rank=0 must be at least 1"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

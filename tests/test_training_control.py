@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import signal
-import subprocess
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from studio.errors import StudioError
+from studio.errors import DeviceError, InvalidRequest, StudioError
 from studio.lease import DeviceLease
-from studio.settings import ROOT
 from studio.store import writer
-from tests.training import SMALL, command_of, config_of, content, draw_pictures, losses, train
+from studio.store.runs import Runs
+from tests.training import SMALL, Forked, command_of, config_of, content, draw_pictures, losses, train
 
 STEPS = {"max_train_steps": 6, "checkpointing_steps": 0, "rank": 2}
 
@@ -53,7 +52,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def test_others_get_the_device_between_two_steps_and_nothing_changes(tmp_path: Path, pictures: Path) -> None:
@@ -101,11 +100,11 @@ def test_sigterm_finishes_the_step_and_saves(tmp_path: Path, pictures: Path) -> 
     config = SMALL | {"dataset": str(pictures), "max_train_steps": 100_000, "rank": 2, "checkpointing_steps": 0}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     command = command_of("lora", tmp_path / "c.yaml", tmp_path)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = Forked(command[3:], tmp_path / "log")
     wait_for(lambda: (tmp_path / "run" / "events.jsonl").exists() and losses(tmp_path / "run"))
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
-    told = json.loads(out.splitlines()[-1])
+    process.terminate()
+    process.wait()
+    told = json.loads((tmp_path / "log").read_text().splitlines()[-1])
     assert process.returncode == 0 and told["status"] == "stopped"
     assert (tmp_path / "run" / "checkpoints" / f"step-{told['step']:06d}" / "state").is_dir()
 
@@ -151,3 +150,58 @@ def test_a_full_disk_before_the_first_step_is_one_sentence(
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(StudioError, match="the disk is full; free some space"):
         train("lora", config_of("lora", pictures, **STEPS), tmp_path)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_dataset_may_go_while_a_run_learns(tmp_path: Path, pictures: Path, cached: bool) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "hearts")
+    away = folder.with_name("away")
+    config = config_of("lora", folder, **STEPS | {"cache_latents": cached, "checkpointing_steps": 1})
+
+    def remove(session: Any) -> bool:
+        if session.step == 2 and folder.exists():
+            folder.rename(away)
+        return False
+
+    if cached:  # all that it needs was read before the first step
+        answer = train("lora", config, tmp_path, should_stop=remove)
+        assert answer["status"] == "finished" and away.exists()
+        return
+    with pytest.raises(InvalidRequest, match=r"hearts/\d.png was removed while the run needs it; put the dataset back"):
+        train("lora", config, tmp_path, should_stop=remove)
+    story = Runs(tmp_path).story("run")
+    assert story.last == "failed" and "put the dataset back" in story.error and story.checkpoints[-1] == 2
+    away.rename(folder)
+    assert train("lora", config, tmp_path, resume=True)["status"] == "finished"
+    assert sorted(losses(tmp_path / "run")) == list(range(1, STEPS["max_train_steps"] + 1))
+
+
+def test_no_memory_is_one_sentence_and_nothing_saved_is_lost(tmp_path: Path, pictures: Path) -> None:
+    import torch
+
+    config = config_of("lora", pictures, **STEPS | {"checkpointing_steps": 1})
+
+    def fill(session: Any) -> bool:
+        if session.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return False
+
+    with pytest.raises(
+        DeviceError, match="does not fit into the device's memory; the checkpoint of step 1 is kept; end"
+    ):
+        train("lora", config, tmp_path, should_stop=fill)
+    assert "begin anew with mixed_precision: bf16" in Runs(tmp_path).story("run").error
+    assert train("lora", config, tmp_path, resume=True)["step"] == STEPS["max_train_steps"]
+
+
+def test_a_machine_without_memory_says_so_in_words(tmp_path: Path, pictures: Path) -> None:
+    config = config_of("lora", pictures, **STEPS)
+
+    def fill(session: Any) -> bool:
+        import torch
+
+        torch.empty(2**50)  # what no machine has
+        return False
+
+    with pytest.raises(DeviceError, match="does not fit into the device's memory"):
+        train("lora", config, tmp_path, should_stop=fill)

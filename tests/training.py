@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -109,6 +110,45 @@ def content(path: Path | str) -> dict[str, Any]:
     }
 
 
+def forks() -> Any:
+    """Return a fork server that has loaded what trainers need: a child begins in a moment, not after seconds of imports."""
+    context = multiprocessing.get_context("forkserver")
+    methods = {place.partition(":")[0] for _, place in METHODS.values()}
+    context.set_forkserver_preload(["trainers.session", *sorted(methods), "tests.training"])
+    return context
+
+
+class Forked:
+    """`python -m trainers` with the words of a command, in a fork that has its libraries already; as `subprocess.Popen` tells of it."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        self._process = forks().Process(target=_command, args=(words, str(log), dict(os.environ)), daemon=True)
+        self._process.start()
+        self.pid: int = self._process.pid
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> None:
+        self._process.join()
+
+
+def _command(words: list[str], log: str, environment: dict[str, str]) -> None:
+    from trainers.__main__ import main
+
+    os.environ.update(environment)  # the server's own is that of the test which started it
+    os.setsid()
+    place = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(place, stream)
+    sys.exit(main(words))
+
+
 def _child(method: str, values: dict[str, Any], root: str, run: str) -> None:
     config = check_config(METHODS[method][0], values)
     folder = Path(root) / run
@@ -117,8 +157,7 @@ def _child(method: str, values: dict[str, Any], root: str, run: str) -> None:
 
 def killed_run(method: str, config: TrainingConfig, root: Path, kills: list[float], run: str = "killed") -> int:
     """Run in children that are killed after `kills` seconds each, then once more until the end; return how many died."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainers.session", METHODS[method][1].partition(":")[0], "tests.training"])
+    context = forks()
     died = 0
     for delay in [*kills, None]:
         child = context.Process(target=_child, args=(method, config.model_dump(mode="json"), str(root), run))

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from studio.errors import InvalidRequest, first_problem
+from studio.yaml_text import read_setting, read_yaml
 from trainers.configs import TrainingConfig
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -20,7 +21,7 @@ def read_config(config_class: type[Config], path: Path, overrides: list[str]) ->
         InvalidRequest: one sentence: field, value, what is allowed.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidRequest("config", f"config={str(path)!r} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -29,18 +30,14 @@ def read_config(config_class: type[Config], path: Path, overrides: list[str]) ->
         values = {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InvalidRequest("config", f"{path.name} must be a mapping of fields to values")
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
+
+    def is_text(name: str, text: str) -> bool:
         field = config_class.model_fields.get(name)
-        if field and (field.annotation is str or (field.annotation == tuple[str, ...] and text[:1] != "[")):
-            values[name] = text
-            continue
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None
+        return field is not None and (
+            field.annotation is str or (field.annotation == tuple[str, ...] and text[:1] != "[")
+        )
+
+    values |= dict(read_setting(override, is_text) for override in overrides)
     return check_config(config_class, values)
 
 

@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 
 from studio.errors import InvalidRequest
 from studio.fields import Frozen, control
+from trainers.concepts import Concept
 
 SEED_MAX = 2**32 - 1
 SIDE_MAX = 2048
@@ -18,24 +19,8 @@ LrScheduler = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
 ]
 ENDLESS = frozenset({"constant", "constant_with_warmup"})  # learning rates that do not depend on how long a run is
-Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "lion"]
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "lion", "muon"]
 TimestepSampling = Literal["automatic", "uniform", "logit_normal", "log_normal"]
-
-
-class Concept(Frozen):
-    """Pictures of one thing among several that a run teaches.
-
-    Attributes:
-        dataset: folder, or name in the data root.
-        instance_prompt: caption of pictures that have none.
-        repeats: how often an epoch shows each.
-    """
-
-    dataset: Annotated[str, control("Folder", "data", "Folder of pictures, or its name.", max_length=1000)]
-    instance_prompt: Annotated[
-        str, control("Instance prompt", "data", "Caption of pictures without one.", max_length=2000)
-    ] = ""
-    repeats: Annotated[int, control("Repeats", "data", "How often an epoch shows each.", ge=1, le=10_000)] = 1
 
 
 class TrainingConfig(Frozen):
@@ -260,6 +245,16 @@ class TrainingConfig(Frozen):
         if not self.enable_bucket and self.bucket_step != type(self).model_fields["bucket_step"].default:
             raise InvalidRequest("bucket_step", "bucket_step does nothing without enable_bucket")
         return self
+
+    @property
+    def base_model(self) -> str | None:
+        """What the run begins with, as the library names it; None if with nothing."""
+        return None if "model" in self.idle else self.model
+
+    @property
+    def captions(self) -> str:
+        """Whether every picture must have a caption (`needed`), may have one (`taken`), or none is read (`left`)."""
+        return "needed"
 
     @property
     def told_concepts(self) -> tuple[Concept, ...]:

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from studio.engine.canvas import flatten, mask_of
+from studio.errors import InvalidRequest
 from studio.store import writer
-from studio.store.blobs import decode, read_file
+from studio.store.blobs import Refused, decode, read_file
 from studio.store.datasets import Example
 from studio.store.edits import cropped
 from trainers.denoisers import Frame, Told
@@ -87,9 +88,24 @@ def framed(size: tuple[int, int], shown: Shown) -> Frame:
     return Frame(*inner, round((inner[0] - width) * part), round((inner[1] - height) * part))
 
 
+def opened(path: Path) -> Image.Image:
+    """Read a picture that was there when the run began.
+
+    Raises:
+        InvalidRequest: if it is not any more, or was changed into something else.
+    """
+    try:
+        return decode(read_file(path))
+    except Refused as refusal:
+        why = str(refusal) if path.exists() else "was removed"
+        raise InvalidRequest(
+            "dataset", f"{path} {why} while the run needs it; put the dataset back as it was, then go on with the run"
+        ) from None
+
+
 def picture_of(shown: Shown) -> np.ndarray:
     """Read a picture as it is shown, (H, W, 3) uint8; transparent parts become white."""
-    picture = Image.fromarray(flatten(decode(read_file(shown.example.path))))
+    picture = Image.fromarray(flatten(opened(shown.example.path)))
     return np.array(fitted(cropped(picture, shown.example.crop), shown))
 
 
@@ -103,7 +119,7 @@ def mask_pixels(shown: Shown, cell: int) -> torch.Tensor:
     width, height = (side // cell for side in shown.size)
     if shown.example.mask is None:
         return torch.ones(1, height, width)
-    mask = cropped(Image.fromarray(mask_of(decode(read_file(shown.example.mask)))), shown.example.crop)
+    mask = cropped(Image.fromarray(mask_of(opened(shown.example.mask))), shown.example.crop)
     small = fitted(mask.resize(shown.example.size), shown).resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.array(small))[None].float() / 255
 
@@ -111,7 +127,7 @@ def mask_pixels(shown: Shown, cell: int) -> torch.Tensor:
 def conditioning_pixels(shown: Shown) -> torch.Tensor:
     """Read what a ControlNet sees for a picture, (3, H, W) in 0..1."""
     assert shown.example.conditioning is not None
-    picture = cropped(Image.fromarray(flatten(decode(read_file(shown.example.conditioning)))), shown.example.crop)
+    picture = cropped(Image.fromarray(flatten(opened(shown.example.conditioning))), shown.example.crop)
     array = np.array(fitted(picture.resize(shown.example.size), shown))
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 

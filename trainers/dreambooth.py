@@ -15,7 +15,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from studio.store.blobs import decode, read_file
-from trainers.configs import Concept, DreamBoothConfig
+from trainers.concepts import Concept
+from trainers.configs import DreamBoothConfig
 from trainers.data import Batch
 from trainers.full import FullMethod
 from trainers.lora import LoraMethod
@@ -42,9 +43,13 @@ class Prior(Method):
         if not config.with_prior_preservation or config.prior_source == "model":
             return None
         name = config.class_data_dir or str(folder)
-        if not config.class_data_dir:
+        if cls.draws_beside(config):
             draw_class(config, folder, draw)
         return Pictures([Concept(dataset=name, instance_prompt=config.class_prompt)], root)
+
+    @classmethod
+    def draws_beside(cls, config: DreamBoothConfig) -> bool:
+        return config.with_prior_preservation and config.prior_source == "images" and not config.class_data_dir
 
     @classmethod
     def captions(cls, config: DreamBoothConfig) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from pydantic import field_validator, model_validator
 from studio.embeddings import ENCODER_KEYS, FORBIDDEN, PLAIN_KEYS, VECTORS_MAX, sayable
 from studio.errors import InvalidRequest
 from studio.fields import control
-from trainers.configs import AdapterConfig, Concept, TrainingConfig
+from trainers.concepts import Concept
+from trainers.configs import AdapterConfig, TrainingConfig
 
 LORA_ONLY = (*(name for name in AdapterConfig.model_fields if name not in TrainingConfig.model_fields), "weight_decay")
 

@@ -26,12 +26,14 @@ from trainers.checkpoints import (
 )
 from trainers.configs import TrainingConfig
 from trainers.material import Material
+from trainers.memory import used_memory
 from trainers.method import Method
 from trainers.optimizers import build_optimizer, build_schedule, cause_of
 from trainers.run import Run
 
 logger = logging.getLogger(__name__)
 
+MEMORY_EVERY = 10  # steps between two looks at how much memory is used
 BAD_STEPS = 3  # in a row, after which a run stops
 ROOM_SECONDS = 5.0  # between two attempts to write on a full disk
 Answer = TypeVar("Answer")
@@ -170,9 +172,12 @@ class Trainer:
         if math.isfinite(value) and math.isfinite(length):
             self.bad = 0
             if self.accelerator.is_main_process:
-                patiently(self.run, lambda: self.run.metric(step, loss=value, grad_norm=length, learning_rate=rate))
+                told = {"loss": value, "grad_norm": length, "learning_rate": rate}
+                if step % MEMORY_EVERY == 1:
+                    told["memory"] = used_memory(self.device)
+                patiently(self.run, lambda: self.run.metric(step, **told))
                 if self.config.report_to != "none":
-                    self.accelerator.log({"loss": value, "grad_norm": length, "learning_rate": rate}, step=step)
+                    self.accelerator.log(told, step=step)
             return
         self.bad += 1
         if self.accelerator.is_main_process:

@@ -13,6 +13,7 @@ from studio.errors import InvalidRequest
 from studio.loras import LoraSpec
 from studio.spec import GenerationRequest
 from studio.store import writer
+from studio.store.kohya_export import kohya_file
 from trainers.checkpoints import read_adapter
 from trainers.configs import AdapterConfig, EncoderConfig
 from trainers.method import Method, Rate
@@ -111,15 +112,13 @@ class LoraMethod(Method):
             state |= {f"{name}.{key}": one.detach().cpu().float().contiguous() for key, one in mine.items()}
             told |= {f"{name}.{key}": value for key, value in plain_config(self.adapter_configs[name]).items()}
         metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told, sort_keys=True)}
-        return save(state, metadata | {"rank": str(self.config.rank), "scale": f"{self.config.scale:g}"} | facts)
+        metadata |= {"rank": str(self.config.rank), "scale": f"{self.config.scale:g}"}
+        return save(state, metadata | {"text_encoders": str(len(self.parts.text_encoders()))} | facts)
 
     def export(self, folder: Path, name: str, facts: dict[str, str]) -> None:
         if self.config.save_kohya:
-            several = len(self.parts.text_encoders()) > 1
-            state = {name: get_peft_model_state_dict(one, adapter_name=ADAPTER) for name, one in self.adapted.items()}
-            told = {"format": "pt", "ss_network_dim": str(self.config.rank), "ss_network_module": "networks.lora"}
-            data = save(kohya_state(state, self.config.scale, several=several), told | facts)
-            writer.write_file(folder / f"{name}-kohya.safetensors", data)
+            made = kohya_file(folder / f"{name}.safetensors")
+            writer.write_file(folder / f"{name}-kohya.safetensors", b"".join(made.parts))
 
     def code(self, prompt: str) -> str:
         if self.config.network_type in ("loha", "lokr"):  # diffusers 0.42 reads neither
@@ -139,31 +138,6 @@ class LoraMethod(Method):
 
     def request_of(self, artifact: Path, request: GenerationRequest) -> GenerationRequest:
         return request.model_copy(update={"loras": (LoraSpec(name=str(artifact)), *request.loras)})
-
-
-def kohya_state(
-    networks: dict[str, dict[str, torch.Tensor]], scale: float, *, several: bool
-) -> dict[str, torch.Tensor]:
-    """Rename a LoRA's weights as kohya's tools and A1111 do: `lora_unet_…_to_k.lora_down.weight`, with an alpha each.
-
-    Args:
-        networks: PEFT's own state of each, by the pipeline's name for it.
-        scale: what the product is multiplied with; alpha is scale x rank.
-        several: whether the model has more than one text encoder, which are numbered then.
-    """
-    made: dict[str, torch.Tensor] = {}
-    for network, state in networks.items():
-        number = "2" if network.endswith("_2") else "1"
-        prefix = f"lora_te{number if several else ''}" if network.startswith("text_encoder") else "lora_unet"
-        for key, weight in state.items():
-            module, _, letter = key.removesuffix(".weight").rpartition(".lora_")
-            if network.startswith("text_encoder") and not module.startswith("text_model."):
-                module = f"text_model.{module}"  # transformers 5.6 lost this level, other tools did not
-            name = f"{prefix}_{module.replace('.', '_')}"
-            made[f"{name}.lora_{'down' if letter == 'A' else 'up'}.weight"] = weight.detach().cpu().float().contiguous()
-            if letter == "A":
-                made[f"{name}.alpha"] = torch.tensor(scale * len(weight))
-    return made
 
 
 def learning_rates(config: EncoderConfig, networks: list[str]) -> dict[str, float]:

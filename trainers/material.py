@@ -13,8 +13,9 @@ from studio.buckets import bucket_of, bucket_sizes
 from studio.errors import InvalidRequest, shown
 from studio.store import writer
 from studio.store.datasets import Dataset, Example, find_dataset, read_dataset
+from trainers.concepts import Concept
 from trainers.conditions import Conditions
-from trainers.configs import Concept, TrainingConfig
+from trainers.configs import TrainingConfig
 from trainers.data import (
     Batch,
     Cache,
@@ -43,9 +44,9 @@ class Pictures:
     """
 
     def __init__(
-        self, concepts: Sequence[Concept], root: Path, trigger_word: str = "", *, captioned: bool = True
+        self, concepts: Sequence[Concept], root: Path, trigger_word: str = "", *, captions: str = "needed"
     ) -> None:
-        """Read the folders; without `captioned` every caption is "".
+        """Read the folders; `captions` are `needed`, `taken` where there are some, or `left`: then every one is "".
 
         Raises:
             InvalidRequest: if a folder is missing or has no usable picture, or a picture has no caption.
@@ -54,7 +55,7 @@ class Pictures:
         self.captions: list[str] = []
         self.repeats: list[int] = []
         self.notes: list[str] = []
-        self._captioned = captioned
+        self._captions = captions
         if not concepts:
             raise InvalidRequest("dataset", "dataset is missing; give a folder of pictures")
         for concept in concepts:
@@ -69,9 +70,9 @@ class Pictures:
     def _take(self, found: Dataset, concept: Concept) -> None:
         for example in found.examples:
             caption = example.caption if example.caption is not None else example.words or concept.instance_prompt
-            if not self._captioned:
+            if self._captions == "left":
                 caption = ""
-            elif not caption and example.caption is None:
+            elif self._captions == "needed" and not caption and example.caption is None:
                 name = example.path.relative_to(found.folder).as_posix()
                 raise InvalidRequest(
                     "instance_prompt",

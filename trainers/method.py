@@ -36,12 +36,14 @@ class Method(torch.nn.Module):
 
     Attributes:
         half: whether the model can be loaded in bf16, because what learns is beside it.
+        saves_vae: whether what is saved holds the model's autoencoder.
         reads_captions: whether captions are encoded at every step, because what learns is within the text encoders.
         learns_words: whether gradients go through the text encoders.
         averaged: how slowly an average of the weights follows them; None keeps none (EMA decay).
     """
 
     half: ClassVar[bool] = True
+    saves_vae: ClassVar[bool] = False
     reads_captions: ClassVar[bool] = False
 
     def __init__(self, config: Any, parts: Parts) -> None:
@@ -93,6 +95,11 @@ class Method(torch.nn.Module):
             draw: makes a picture, from a request's values, at a path.
         """
         return None
+
+    @classmethod
+    def draws_beside(cls, config: Any) -> bool:
+        """Whether `beside` draws its pictures itself."""
+        return False
 
     @classmethod
     def captions(cls, config: Any) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from trainers.configs import AdapterConfig, DreamBoothConfig, FullConfig, TrainingConfig
 from trainers.inversion_configs import TextualInversionConfig
-from trainers.network_configs import ControlNetConfig, UnconditionalConfig
+from trainers.network_configs import ControlNetConfig
+from trainers.unconditional_configs import UnconditionalConfig
 
 # name -> (what it is told, module and class)
 METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
@@ -14,7 +15,7 @@ METHODS: dict[str, tuple[type[TrainingConfig], str]] = {
     "full": (FullConfig, "trainers.full:FullMethod"),
     "textual-inversion": (TextualInversionConfig, "trainers.textual_inversion:TextualInversion"),
     "controlnet": (ControlNetConfig, "trainers.controlnet:ControlNetMethod"),
-    "unconditional": (UnconditionalConfig, "trainers.unconditional:UnconditionalMethod"),
+    "unconditional": (UnconditionalConfig, "trainers.unconditional:unconditional"),
 }
 
 

@@ -1,6 +1,7 @@
 """The model that a run begins with: its parts, and what its text encoders say of captions."""
 
 import gc
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from studio.engine.devices import Device
 from studio.engine.inversions import Inversions
 from studio.engine.pipelines import load_pipeline
 from studio.engine.prompts import ENCODERS, NONE
-from studio.families import FAMILIES, ModelFamily
+from studio.errors import InvalidRequest
+from studio.families import FAMILIES
+from studio.family import ModelFamily
 from studio.records import ModelRef
 from trainers.denoisers import MASK, Denoiser, Told, denoiser_of
 
@@ -80,9 +83,12 @@ class Parts:
                 told[name] = one * words.to(one).view(-1, *[1] * (one.ndim - 1))
         return told
 
-    def release(self, *, words: bool, pictures: bool) -> None:
-        """Let encoders whose answers are cached leave memory."""
+    def release(self, *, words: bool, pictures: bool, denoiser: bool = False) -> None:
+        """Let encoders whose answers are cached leave memory, and the denoiser where nobody asks it."""
         names = [*(TEXT_ENCODERS if words else ()), *(("vae",) if pictures else ())]
+        if denoiser:
+            names.append(self.denoiser.prefix)
+            self.denoiser.network = None
         for name in names:
             if getattr(self.pipe, name, None) is not None:
                 setattr(self.pipe, name, None)
@@ -135,6 +141,46 @@ def load_parts(reference: ModelRef, device: Device, dtype: torch.dtype) -> Parts
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     return Parts(pipe, reference, denoiser_of(pipe), device, pipe.vae.config)
+
+
+def earlier_network(path: Path, part: str, wanted: Any, scheduler: Any) -> Any:
+    """Load the network of an earlier result of `unconditional`, to go on with.
+
+    Args:
+        path: of the result.
+        part: its folder for the network.
+        wanted: a network of the same class and shape.
+        scheduler: what the network shall be asked by.
+
+    Raises:
+        InvalidRequest: if there is none, or it has another shape, or learnt to say something else.
+    """
+    if not (path / part / "config.json").is_file():
+        raise InvalidRequest(
+            "init_from", f"init_from={str(path)!r} has no {part}/config.json; choose a folder that unconditional made"
+        )
+    try:
+        found: Any = type(wanted).from_pretrained(path / part, local_files_only=True, use_safetensors=True)
+        before: Any = type(scheduler).load_config(path / "scheduler", local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidRequest("init_from", f"init_from={str(path)!r} cannot be loaded ({reason})") from None
+    for name, here in wanted.config.items():
+        there = found.config.get(name)
+        if not name.startswith("_") and json.dumps(there) != json.dumps(here):
+            raise InvalidRequest(
+                "init_from",
+                f"init_from={path.name!r} has another shape than this run: {name} is {there} there and {here} here",
+            )
+    for name in ("_class_name", "prediction_type"):
+        there, here = before.get(name), {"_class_name": type(scheduler).__name__, **scheduler.config}.get(name)
+        if there != here:
+            raise InvalidRequest(
+                "init_from",
+                f"init_from={path.name!r} learnt to say something else than this run: its scheduler has {name} {there}, "
+                f"not {here}; use its own preconditioning and prediction_type",
+            )
+    return found
 
 
 def cache_folder(data_dir: Path) -> Path:

@@ -19,8 +19,9 @@ CLASSES = {
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
     "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
     "lion": ("timm.optim", "Lion", "timm"),
+    "muon": ("trainers.muon", "Muon", "torch"),
 }
-WITH_BETAS = frozenset({"adamw", "adamw8bit", "prodigy", "lion"})
+WITH_BETAS = frozenset({"adamw", "adamw8bit", "prodigy", "lion", "muon"})
 
 
 def build_optimizer(config: TrainingConfig, rates: Sequence[Rate]) -> torch.optim.Optimizer:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from studio.errors import InvalidRequest, StudioError
 from studio.events import Checkpoint, Event, Failed, Finished, Metric, Notice, Paused, Started
 from studio.store import writer
+from studio.yaml_text import read_yaml
 from trainers.config_files import dump_config
 from trainers.configs import TrainingConfig
 
@@ -83,7 +83,7 @@ class Run:
                 "run_dir", f"{self.folder} holds a run already; give --resume to go on, or another --run-dir"
             )
         text = path.read_text(encoding="utf-8")
-        old, new = yaml.safe_load(text), config.model_dump(mode="json")
+        old, new = read_yaml(text), config.model_dump(mode="json")
         if text.splitlines()[0] != f"# method: {method}":
             raise InvalidRequest("method", f"{self.folder} holds a run of another method ({text.splitlines()[0][10:]})")
         free = FREE_TO_CHANGE | ({"max_train_steps"} if endless else frozenset())

@@ -19,6 +19,7 @@ from studio.store.blobs import BlobStore
 from studio.store.gallery import new_image_id, save_picture, utc_now
 from studio.store.inputs import canvas_size, take_inputs
 from studio.store.library import Library
+from studio.yaml_text import read_yaml
 from trainers.configs import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Sampler:
             rows = made(rows, self._folder)
             writer.write_file(path, yaml.safe_dump(rows, sort_keys=False, allow_unicode=True).encode())
         try:
-            rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+            rows = read_yaml(path.read_text(encoding="utf-8")) or []
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise InvalidRequest(
                 "samples", f"samples.yaml cannot be read: {' '.join(str(error).split())[:200]}"

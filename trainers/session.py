@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from safetensors import SafetensorError
 
 from studio.engine.devices import Device, open_device
-from studio.errors import InvalidRequest, StorageError, StudioError
+from studio.errors import InvalidRequest, StudioError
 from studio.events import Failed, Finished, Paused, Started
 from studio.lease import DeviceLease
 from studio.records import ModelRef
@@ -31,7 +30,8 @@ from studio.training.models import training_problem, whole_model
 from trainers.cards import SHEET, model_card
 from trainers.configs import ENDLESS, SEED_MAX, TrainingConfig
 from trainers.estimate import estimate
-from trainers.loop import Trainer, Turn, disk_full
+from trainers.failures import in_words
+from trainers.loop import Trainer, Turn
 from trainers.material import Material, Pictures, fingerprint_problem
 from trainers.method import Method
 from trainers.methods import method_class
@@ -45,6 +45,7 @@ from trainers.sheet import contact_sheet
 
 logger = logging.getLogger(__name__)
 
+CLASS = "class.json"  # of a run: where its class images lie in the cache
 FEW_STEPS = 10  # a model whose own number of steps is below it is a distilled one
 FEW = (
     "model={!r} was made to draw in few steps, which training undoes slowly; train on its base, and give this one as "
@@ -102,8 +103,7 @@ class Session:
             accelerator.wait_for_everyone()
             return self._train(run, pictures, reference, device, accelerator, resume)
         except Exception as error:  # kept in the run's own events, whoever started it, and told by the caller
-            if isinstance(error, OSError | SafetensorError) and disk_full(error):
-                error = StorageError(f"the disk is full; free some space in {self.settings.data_dir} and start again")
+            error = in_words(error, self.config, self.settings, self.trainer.saved if self.trainer else 0)
             code = error.code if isinstance(error, StudioError) else "bug"
             if not isinstance(error, InvalidRequest) or (self.folder / "events.jsonl").exists():
                 run.tell(Failed(job=run.id, code=code, message=str(error) or type(error).__name__))
@@ -125,19 +125,18 @@ class Session:
 
     def _pictures(self) -> Pictures:
         root = self.settings.data_dir / "datasets"
-        captioned = "instance_prompt" not in self.config.idle
-        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word, captioned=captioned)
+        pictures = Pictures(self.config.told_concepts, root, self.config.trigger_word, captions=self.config.captions)
         method_class(self.name, self.config).check(self.config, pictures, self.settings)
         for note in pictures.notes:
             logger.warning("%s", note)
         return pictures
 
     def _reference(self) -> ModelRef | None:
-        if "model" in self.config.idle:
+        if self.config.base_model is None:
             return None
         if self.config.validation_model:
             self.library.get(self.config.validation_model, "validation_model")
-        model = self.library.get(self.config.model)
+        model = self.library.get(self.config.base_model, "vae" if "model" in self.config.idle else "model")
         if problem := training_problem(self.name, model, whole=whole_model(self.name, self.config.model_dump())):
             raise InvalidRequest("model", problem)
         return self.library.reference(model)
@@ -181,7 +180,7 @@ class Session:
         run.tell(Started(job=run.id, note="loading the model"))
         few = (
             self.library.get(reference.id).defaults.get("num_inference_steps", FEW_STEPS) < FEW_STEPS
-            if reference
+            if reference and self.config.model
             else False
         )
         for note in [*pictures.notes, *([FEW.format(self.config.model)] if few else [])]:
@@ -221,7 +220,7 @@ class Session:
     ) -> Trainer:
         """Load the model, encode what is learnt from, and build what learns."""
         made = method_class(self.name, self.config)
-        beside = self._beside(made, reference, device, accelerator)
+        beside = self._beside(run, made, reference, device, accelerator)
         dtype = torch.bfloat16 if made.half and self.config.mixed_precision == "bf16" else torch.float32
         parts = load_parts(reference, device, dtype) if reference else Pixels(device)
         learns_words = getattr(self.config, "train_text_encoder", False) or made.reads_captions
@@ -245,7 +244,10 @@ class Session:
             if beside is not None:
                 apart = {"seed": (self.config.seed + 1) % SEED_MAX, "validation_size": 0, "masked_loss": False}
                 material.beside = build(self.config.model_copy(update=apart), beside)
-        parts.release(words=not learns_words and not self.config.shuffle_caption, pictures=self.config.cache_latents)
+        parts.release(
+            words=not learns_words and not self.config.shuffle_caption,
+            pictures=self.config.cache_latents and not made.saves_vae,
+        )
         method: Method = made(self.config, parts)
         method.prepare(material)
         if self.config.compile:
@@ -256,12 +258,14 @@ class Session:
         )
 
     def _beside(
-        self, made: type[Method], reference: ModelRef | None, device: Device, accelerator: Accelerator
+        self, run: Any, made: type[Method], reference: ModelRef | None, device: Device, accelerator: Accelerator
     ) -> Pictures | None:
         """Return what the method wants to show beside the dataset, drawn by the model if need be."""
         if reference is None:
             return None
         folder, root = self._class_folder(reference), self.settings.data_dir / "datasets"
+        if accelerator.is_main_process and made.draws_beside(self.config):
+            run.remember(CLASS, {"folder": folder.name, "number": getattr(self.config, "num_class_images", 0)})
         painter = Painter(self.library, device, folder / "blobs", self._should_stop)
         with accelerator.main_process_first():
             beside = made.beside(self.config, folder, root, painter.draw)

@@ -9,20 +9,9 @@ import math
 import torch
 import torch.distributed as dist
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration, from the same source
-ITERATIONS = 5
+from trainers.muon import orthogonal
+
 MOMENTUM = 0.95
-
-
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Return nearly U V^T of a matrix U S V^T, (rows, columns), by a Newton-Schulz iteration."""
-    a, b, c = COEFFICIENTS
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 class Optimizer:

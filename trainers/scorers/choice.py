@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from studio.errors import InvalidRequest
-from trainers.scorers.encoders import joined, kind_of
+from trainers.scorers.encoders import KINDS, joined, kind_of
 from trainers.scorers.pixels import Pixels
 from trainers.scorers.scorer import Picture, Scorer
 from trainers.scorers.shapes import Shapes, suits
@@ -70,3 +70,17 @@ def choose_scorer(
     if not folders:
         return Pixels()
     return joined(folders, device)
+
+
+def prompt_scorer(shapes: bool, roots: Sequence[Path], device: torch.device) -> Scorer | None:
+    """Return what holds pictures against prompts outside of a run; None if nothing is there that could.
+
+    Args:
+        shapes: whether the pictures are of the demo model's world.
+        roots: folders that hold `scorers`.
+        device: for an encoder.
+    """
+    if shapes:
+        return Shapes()
+    readers = [folder for folder in scorer_folders("automatic", roots) if KINDS[kind_of(folder)].reads]
+    return joined(readers, device) if readers else None

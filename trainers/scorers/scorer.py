@@ -29,6 +29,10 @@ class Scorer:
         """Return how well a sample shows what a prompt says; None if it says nothing that the scorer knows."""
         return None
 
+    def chance(self, sample: Any, prompt: str) -> float | None:
+        """Return how well a sample shows prompts of the same form with other words: what it would score without knowing the prompt."""
+        return None
+
     def drift(self, now: Any, before: Any) -> float | None:
         """Return how much a picture differs from that of the untouched model with the same prompt and seed."""
         return None

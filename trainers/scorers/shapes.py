@@ -53,6 +53,11 @@ class Shapes(Scorer):
         shown = said_facts(prompt, sample.reading)
         return sum(shown.values()) / len(shown) if shown else None
 
+    def chance(self, sample: Any, prompt: str) -> float | None:
+        shown = [said_facts(other, sample.reading) for other in other_prompts(prompt)]
+        facts = [fact for one in shown for fact in one.values()]
+        return sum(facts) / len(facts) if facts else None
+
     def drift(self, now: Any, before: Any) -> float | None:
         facts = [one.facts | {"background": one.reading.background} for one in (now, before)]
         return sum(facts[0][name] != facts[1][name] for name in facts[0]) / len(facts[0])
@@ -65,6 +70,22 @@ def common_facts(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the facts that at least `AGREED` of the pictures share."""
     most = {name: Counter(one[name] for one in told).most_common(1)[0] for name in told[0]} if told else {}
     return {name: value for name, (value, number) in most.items() if number >= AGREED * len(told)}
+
+
+def other_prompts(prompt: str) -> list[str]:
+    """Return prompts of the same form, with every colour and every shape exchanged for others."""
+    turned = {f"{shape}{end}": (SHAPES, shape, end) for shape in SHAPES for end in ("", "s", "es")}
+    turned |= {colour: (tuple(COLOURS), colour, "") for colour in COLOURS}
+
+    def other(word: str, step: int) -> str:
+        if word not in turned:
+            return word
+        kinds, name, end = turned[word]
+        return kinds[(kinds.index(name) + step) % len(kinds)] + end
+
+    return [
+        _WORDS.sub(lambda found, step=step: other(found[0], step), prompt.lower()) for step in range(1, len(SHAPES))
+    ]
 
 
 def said_facts(prompt: str, reading: Reading) -> dict[str, bool]:
