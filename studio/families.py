@@ -1,113 +1,12 @@
 """Model families as data: which diffusers classes do which task, and what is usual for them. No torch is imported here."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from studio.errors import ModelError
+from studio.family import GUIDED, ModelFamily, Variant
 from studio.latent_colours import FLUX_LATENT_RGB, SD3_LATENT_RGB, SD_LATENT_RGB, SDXL_LATENT_RGB
+from studio.schedulers import SCHEDULERS
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
-from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
-
-GUIDED = {"guidance_scale": "guidance_scale"}
-LatentRgb = tuple[tuple[float, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Models of a family that are used in another way, though they can do the same.
-
-    Attributes:
-        title: as people call them.
-        defaults: in place of the family's.
-        clues: component of the pipeline -> entries of its config that only they have.
-        kind: that they are of.
-    """
-
-    title: str
-    defaults: dict[str, Any]
-    clues: dict[str, dict[str, Any]] = field(default_factory=dict)
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class ModelFamily:
-    """One family.
-
-    Attributes:
-        title: as people call it.
-        pipelines: task -> diffusers class name, for a model of the usual kind.
-        defaults: generation values for a model that has no `studio.yaml`.
-        latent_rgb: (C + 1, 3) linear map from latents to colour: one row a channel, then a constant; () if the model's own
-            autoencoder shall tell.
-        prompts: key of `engine.prompts.ENCODERS`: which text encoders there are and how their results are joined.
-        cross_attention_dims: tells apart families that share a pipeline class; empty for the one that takes all others.
-        channels: input channels of the denoiser -> kind; "" is the usual one.
-        kinds: kind -> task -> diffusers class name, for kinds that can do less.
-        units: request fields of control units that work.
-        control_modes: of ControlNets that mean something here.
-        ip_adapters: how many can work at once.
-        noise: `flow` if only flow-matching schedulers work: others run and draw nonsense; "" if the model's own scheduler decides.
-        refused_schedulers: that have the right noise and still do not work.
-        text_limits: lengths, ascending, that the T5 encoder's tokens are padded to; nothing longer is read.
-        syntax: whether its text encoders can weigh words, so that A1111's prompt syntax means something; else brackets are text.
-        size_step: of width and height in pixels: cells of the autoencoder times patches of the denoiser.
-        marks: flags of `model_index.json` or of the denoiser's config that make a model another kind.
-        others: further pipeline classes that a model may have been saved as.
-        variants: models that want other defaults.
-        fixed: kind -> request field -> the one value that it can have.
-        pictures: tasks whose pipelines encode the picture themselves and take no latents.
-        lora: whether diffusers can load LoRA for it.
-        lora_targets: the denoiser's layers that LoRA are usually trained on.
-        pag_pipelines: task -> diffusers class name with perturbed attention guidance.
-        options: request fields beyond everybody's that have a meaning here; others must keep their defaults.
-        arguments: request fields that every call of a pipeline is given -> the pipeline's name for them.
-        guidance_offset: how much less a pipeline counts guidance, where it adds `w` times the difference to what the prompt says
-            (Ho & Salimans 2022, arXiv:2207.12598, equation 6): its 0 is CFG 1.
-        call_options: what every call is told besides.
-        float_noise: whether pipelines draw noise in float32 whatever the weights are in.
-        guidance: the request field that switches the negative prompt on when it is above 1.
-        interval_tasks: where guidance can be switched half-way.
-        rescale_tasks: whose pipelines can rescale guidance.
-        switched: for that: the pipeline's tensor -> the embedding it is made of, "" for rows that are the same with and without.
-        denoiser_config: entries that a pipeline asks of the denoiser's config though its class has none of that name.
-        load_options: what the pipeline classes are told when they are made.
-    """
-
-    title: str
-    pipelines: dict[str, str]
-    defaults: dict[str, Any]
-    latent_rgb: LatentRgb
-    prompts: str = "clip"
-    cross_attention_dims: frozenset[int] = field(default_factory=frozenset)
-    channels: dict[int, str] = field(default_factory=lambda: {4: "", 9: "inpaint"})
-    kinds: dict[str, dict[str, str]] = field(default_factory=dict)
-    marks: dict[str, str] = field(default_factory=dict)
-    others: frozenset[str] = frozenset()
-    variants: tuple[Variant, ...] = ()
-    fixed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pictures: frozenset[str] = frozenset()
-    lora: bool = True
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    pag_pipelines: dict[str, str] = field(default_factory=dict)
-    units: frozenset[str] = frozenset(UNIT_FIELDS)
-    control_modes: frozenset[str] = frozenset(MODE_LABELS)
-    ip_adapters: int = UNITS_MAX
-    noise: str = ""
-    refused_schedulers: frozenset[str] = frozenset()
-    text_limits: tuple[int, ...] = ()
-    syntax: bool = True
-    size_step: int = 8
-    options: frozenset[str] = frozenset({"eta", "guidance_rescale", "clip_skip"})
-    arguments: dict[str, str] = field(default_factory=lambda: dict(GUIDED, eta="eta"))
-    guidance_offset: float = 0.0
-    call_options: dict[str, Any] = field(default_factory=dict)
-    float_noise: bool = False
-    guidance: str = "guidance_scale"
-    interval_tasks: frozenset[str] = frozenset({TEXT2IMAGE, IMAGE2IMAGE})
-    rescale_tasks: frozenset[str] = frozenset({TEXT2IMAGE})
-    switched: dict[str, str] = field(default_factory=lambda: {"prompt_embeds": "prompt_embeds"})
-    denoiser_config: dict[str, Any] = field(default_factory=dict)
-    load_options: dict[str, Any] = field(default_factory=dict)
 
 
 def _classes(text2image: str, image2image: str = "", inpaint: str = "") -> dict[str, str]:
@@ -144,6 +43,7 @@ TRANSFORMER: dict[str, Any] = {
     "rescale_tasks": frozenset(),
     "switched": {},
 }
+NOISY = frozenset(name for name, one in SCHEDULERS.items() if one.noise == "diffusion")
 # Sizes are what a person chose; captions are not rewritten by packages that may or may not be installed.
 AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None}
 FAMILIES: dict[str, ModelFamily] = {
@@ -317,6 +217,56 @@ FAMILIES: dict[str, ModelFamily] = {
         float_noise=True,
         **dict(TRANSFORMER, noise="flow-solver", size_step=32),
     ),
+    # A decoder that draws from the embedding of a picture, which the prior makes from words. Its calls give the solver a generator,
+    # tell it of no noise levels (so none that counts in them works), and its guess of the variance is for DDPM alone.
+    "kandinsky-2.2": ModelFamily(
+        "Kandinsky 2.2",
+        _classes("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline"),
+        {"width": 768, "height": 768, "num_inference_steps": 50, "guidance_scale": 4.0, "scheduler": "DDPM"},
+        (),
+        "kandinsky",
+        kinds={"inpaint": _classes("", "", "KandinskyV22InpaintPipeline")},
+        others=frozenset(f"KandinskyV22{task}CombinedPipeline" for task in ("", "Img2Img", "Inpaint")),
+        fixed={"inpaint": {"strength": 1.0, "masked_content": "original"}},  # it always begins with noise
+        pictures=frozenset({IMAGE2IMAGE, INPAINT}),
+        lora=False,
+        text_limits=(77,),
+        call_options={"negative_image_embeds": None},
+        module="studio.engine.kandinsky",
+        autoencoder="movq",
+        prior="KandinskyV22PriorPipeline",
+        prior_from="kandinsky-community/kandinsky-2-2-prior",
+        **TRANSFORMER
+        | {
+            "noise": "",
+            "refused_schedulers": NOISY - {"DDPM", "DDIM", "DPM++ 2M", "DPM++ 2M SDE"},
+            "size_step": 64,
+            "options": frozenset({"prior_guidance_scale"}),
+            "interval_tasks": frozenset({TEXT2IMAGE, IMAGE2IMAGE}),
+            "switched": {"image_embeds": "image_embeds"},
+        },
+    ),
+    "unconditional": ModelFamily(
+        "Unconditional",
+        _classes("DDPMPipeline", "DDPMImg2ImgPipeline"),
+        {"width": 64, "height": 64, "num_inference_steps": 50, "guidance_scale": 1.0, "scheduler": "DDIM"},
+        ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)),
+        "nothing",
+        channels={3: ""},
+        others=frozenset({"DDIMPipeline", "ConsistencyModelPipeline"}),  # the latter of EDM's networks
+        fixed={"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
+        units=frozenset(),
+        lora=False,
+        syntax=False,
+        options=frozenset({"eta"}),
+        arguments={"eta": "eta"},
+        interval_tasks=frozenset(),
+        rescale_tasks=frozenset(),
+        switched={},
+        size_step=32,
+        module="studio.engine.wordless",
+        pixels=True,
+    ),
 }
 
 
@@ -374,8 +324,21 @@ def detect_family(index: dict[str, Any], denoiser: dict[str, Any]) -> tuple[str,
             f"the denoiser has {channels} input channels (5: depth, 8: instructions), which is not supported yet; "
             f"{FAMILIES[name].title}: {', '.join(f'{number} ({kind or TEXT2IMAGE})' for number, kind in kinds.items())}"
         )
+    if denoiser.get("num_class_embeds"):
+        raise ModelError("the denoiser wants the number of a class (num_class_embeds), which nothing here tells it")
     told = (kind for flag, kind in FAMILIES[name].marks.items() if index.get(flag) or denoiser.get(flag))
     return name, kinds[channels] or next(told, "")
+
+
+def is_drawn(class_name: str) -> bool:
+    """Whether some family draws with pipelines of this class."""
+    return any(class_name in _class_names(family) for family in FAMILIES.values())
+
+
+def prior_of(index: dict[str, Any]) -> str:
+    """Name the family whose prior a diffusers folder is, from its `model_index.json`; "" if it is none."""
+    class_name = index.get("_class_name")
+    return next((name for name, family in FAMILIES.items() if family.prior and family.prior == class_name), "")
 
 
 def _class_names(family: ModelFamily) -> set[str]:

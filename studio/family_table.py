@@ -47,7 +47,7 @@ def _row(name: str, kind: str) -> dict[str, Any]:
         "lora_targets": family.lora_targets if family.lora else (),
         "negative_prompt": negative,
         "prompt_syntax": family.syntax,
-        "tokens": family.text_limits[-1] if family.text_limits else None,
+        "tokens": family.text_limits[-1] if family.text_limits else 0 if "prompt" in fixed else None,
         "size_step": family.size_step,
         "schedulers": tuple(samplers),
         "not": tuple(sorted(off)),
@@ -79,7 +79,7 @@ def _cell(row: dict[str, Any], column: str) -> str:
             value, "True CFG above 1"
         ),
         "size_step": lambda: f"x {value}",
-        "tokens": lambda: f"{value} tokens" if value else "any length",
+        "tokens": lambda: f"{value} tokens" if value else "any length" if value is None else "none",
         "defaults": lambda: _usual(value),
     }
     return written[column]()

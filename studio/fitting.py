@@ -3,12 +3,14 @@
 from typing import Any
 
 from studio.errors import InvalidRequest
-from studio.families import FAMILIES, ModelFamily, pipelines_of
+from studio.families import FAMILIES, pipelines_of
+from studio.family import ModelFamily
+from studio.memory import weights_problem
 from studio.prompt_syntax import moments, parse_prompt
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, WITHOUT_IMAGE, GenerationRequest
 from studio.units import UNIT_FIELDS
 
-OPTIONAL = ("eta", "guidance_rescale", "clip_skip", "true_cfg_scale", "refiner")
+OPTIONAL = ("eta", "guidance_rescale", "clip_skip", "true_cfg_scale", "prior_guidance_scale", "refiner")
 INTERVAL = ("guidance_start", "guidance_end")
 # Fields that mean nothing without the one that leads them.
 FOLLOWERS = {
@@ -63,11 +65,14 @@ def greyed(family: str, kind: str) -> dict[str, dict[str, str]]:
 
 
 def usable(family: str, kind: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a form's valid values what the form shows as switched off, and nothing else."""
+    """Leave out of a form's valid values what the form shows as switched off, but for what can have one value only."""
     wanted = GenerationRequest.model_construct(**values)
     off = greyed(family, kind)["image" if wanted.image else "none"]
     kept = ("hires_scale", *FOLLOWERS["hires_scale"]) if wanted.only_enlarges else ()
-    return {name: value for name, value in values.items() if name not in off or name in kept}
+    fixed = {
+        name: only for name, only in FAMILIES[family].fixed.get(kind, {}).items() if name in off and name in values
+    }
+    return {name: value for name, value in values.items() if name not in off or name in kept} | fixed
 
 
 def task_problem(family: str, kind: str, task: str) -> str | None:
@@ -199,6 +204,8 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
         )
     for name in ("pag_scale", "refiner"):
         _check_alone(request, name)
+    if problem := weights_problem(request.weights):
+        raise InvalidRequest("weights", problem)
     _check_units(family, request)
     _check_prompts(facts, kind, set(passes), request)
     sizes = {"width": request.canvas} | ({"hires_scale": request.hires_size} if request.hires_scale > 1 else {})

@@ -19,6 +19,7 @@ from studio.lora_blocks import block_of, block_weights, blocks_of
 from studio.loras import LoraSpec
 from studio.store import writer
 from studio.store.headers import safetensors_header, safetensors_problem
+from studio.yaml_text import read_yaml
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -169,7 +170,7 @@ def fill(folder: Path, first: Checkpoint, content: Any) -> None:
             with place.open("xb") as file:
                 file.writelines(content(path))
         elif path.name == "studio.yaml":
-            told = yaml.safe_load(path.read_text(encoding="utf-8"))
+            told = read_yaml(path.read_text(encoding="utf-8"))
             told.pop("title", None)  # the new model is called by its own name
             place.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8")
         elif path.is_file() and is_kept(path, first):

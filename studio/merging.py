@@ -20,6 +20,7 @@ from studio.parts import Part, shape_problem
 from studio.settings import ROOT, VERSION
 from studio.store import writer
 from studio.store.headers import safetensors_header, safetensors_problem
+from studio.store.intake import RESERVED
 from studio.store.library import Library
 from studio.store.models import Model
 
@@ -90,7 +91,8 @@ def parse_merge(values: dict[str, Any]) -> MergeSpec:
         raise InvalidRequest(
             "ratios", f"ratios={list(spec.ratios)} must be at least 0 and together at most 1 in a weighted sum"
         )
-    if set(spec.name) & set('/\\:*?"<>|\0') or spec.name.startswith(".") or spec.name != spec.name.strip():
+    odd = set(spec.name) & set('/\\:*?"<>|') or not spec.name.isprintable() or RESERVED.fullmatch(spec.name)
+    if odd or spec.name.startswith((".", "-")) or spec.name != spec.name.strip(" ."):
         raise InvalidRequest("name", f"name={spec.name!r} must be a plain name without slashes, such as my-merge")
     return spec
 

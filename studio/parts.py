@@ -145,6 +145,7 @@ def shape_problem(part: Part, shape: dict[str, Any]) -> str:
 
 
 def _told(name: str, value: Any) -> str:
+    value = tuple(value) if isinstance(value, list) else value
     words = " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return words + TOLD.get(name, {}).get(value, "")
 

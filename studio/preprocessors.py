@@ -278,7 +278,8 @@ def missing_message(name: str, folder: Path) -> str:
     if not missing:
         return ""
     names, them = ", ".join(weight.name for weight in missing), "it" if len(missing) == 1 else "them"
-    return f"preprocessor={name!r} needs {names} in {folder}; copy {them} from {missing[0].source}"
+    place = f"models/{folder.name} of the data folder"  # strangers, who may read this, are told no path of the server
+    return f"preprocessor={name!r} needs {names} in {place}; copy {them} from {missing[0].source}"
 
 
 def _missing(name: str, folder: Path) -> list[Weight]:

@@ -1,8 +1,6 @@
-"""A first model to get: a short list, as data. Only families that Studio can use are offered; the Hub says the true size."""
+"""A first model to get: a short list, as data; the Hub says the true size."""
 
 from dataclasses import dataclass
-
-from studio.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ RECOMMENDED = (
         "Z-Image Turbo", "z-image", "Tongyi-MAI/Z-Image-Turbo", 33, "Apache 2.0", "photographs in eight steps",
     ),
     Recommended(
-        "Flux.2 klein 4B", "flux2", "black-forest-labs/FLUX.2-klein-4B", 16, "Apache 2.0", "quick, draws and edits",
+        "Flux.2 klein 4B", "flux2-klein", "black-forest-labs/FLUX.2-klein-4B", 16, "Apache 2.0", "quick, draws and edits",
     ),
     Recommended(
         "Stable Diffusion 3.5 Medium", "sd3", "stabilityai/stable-diffusion-3.5-medium", 16, "Stability Community",
@@ -65,8 +63,3 @@ RECOMMENDED = (
         gated=True,
     ),
 )  # fmt: skip
-
-
-def offered() -> list[Recommended]:
-    """Return those that can be used once they are there."""
-    return [one for one in RECOMMENDED if one.family in FAMILIES]

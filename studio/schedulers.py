@@ -1,13 +1,14 @@
 """Sampling methods: A1111's names, the diffusers class behind each, and which noise schedules it can follow.
 
 A new one is a line in `SCHEDULERS`. Sigma schedules: Karras et al. 2022 (arXiv:2206.00364, equation 5), exponential (equal steps
-of log sigma), beta (Lee et al. 2024, arXiv:2407.12173).
+of log sigma), beta (Lee et al. 2024, arXiv:2407.12173), SGM Uniform (equal steps of time that begin at its very end, diffusers'
+`trailing`: Lin et al. 2023, arXiv:2305.08891, table 2).
 """
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Sigmas = Literal["automatic", "normal", "karras", "exponential", "beta"]
+Sigmas = Literal["automatic", "normal", "karras", "exponential", "beta", "sgm_uniform"]
 SIGMAS: tuple[str, ...] = get_args(Sigmas)
 SIGMA_LABELS = {
     "automatic": "Automatic",
@@ -15,10 +16,13 @@ SIGMA_LABELS = {
     "karras": "Karras",
     "exponential": "Exponential",
     "beta": "Beta",
+    "sgm_uniform": "SGM Uniform",
 }
 SIGMA_OPTIONS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+SPACINGS = {"sgm_uniform": "trailing"}
 ALL = SIGMAS
 OWN = ("automatic", "normal")
+SPACED = (*OWN, "sgm_uniform")
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,21 @@ SCHEDULERS: dict[str, Scheduler] = {
     ),
     "DPM++ SDE": Scheduler("DPMSolverSDEScheduler", seeded_sigmas=True),
     "DPM++ 2S": Scheduler(
-        "DPMSolverSinglestepScheduler", overrides={"algorithm_type": "dpmsolver++", "solver_order": 2}
+        "DPMSolverSinglestepScheduler",
+        ("automatic", "normal", "karras", "exponential", "beta"),
+        {"algorithm_type": "dpmsolver++", "solver_order": 2},
     ),
     "Euler": Scheduler("EulerDiscreteScheduler"),
-    "Euler a": Scheduler("EulerAncestralDiscreteScheduler", OWN),
+    "Euler a": Scheduler("EulerAncestralDiscreteScheduler", SPACED),
     "Heun": Scheduler("HeunDiscreteScheduler"),
     "LMS": Scheduler("LMSDiscreteScheduler"),
     "DPM2": Scheduler("KDPM2DiscreteScheduler"),
     "DPM2 a": Scheduler("KDPM2AncestralDiscreteScheduler"),
     "UniPC": Scheduler("UniPCMultistepScheduler"),
     "DEIS": Scheduler("DEISMultistepScheduler"),
-    "DDIM": Scheduler("DDIMScheduler", OWN, {"clip_sample": False}, eta=True),
-    "DDPM": Scheduler("DDPMScheduler", OWN, {"clip_sample": False}),
-    "PNDM": Scheduler("PNDMScheduler", OWN, {"skip_prk_steps": True}),
+    "DDIM": Scheduler("DDIMScheduler", SPACED, {"clip_sample": False}, eta=True),
+    "DDPM": Scheduler("DDPMScheduler", SPACED, {"clip_sample": False}),
+    "PNDM": Scheduler("PNDMScheduler", SPACED, {"skip_prk_steps": True}),
     "LCM": Scheduler("LCMScheduler", OWN, {"clip_sample": False}),
     "TCD": Scheduler("TCDScheduler", OWN, {"clip_sample": False}, eta=True),
     "EDM Euler": Scheduler("EDMEulerScheduler", ("automatic", "karras", "exponential"), noise="edm"),
@@ -96,7 +102,7 @@ ALIASES = {
     "k_euler_a": "Euler a",
 }
 
-KINDS = {"EDM": "edm", "FlowMatch": "flow"}  # prefixes of a model's own scheduler class
+KINDS = {"EDM": "edm", "FlowMatch": "flow", "CM": "consistency"}  # prefixes of a model's own scheduler class
 
 
 def canonical(name: str) -> str | None:
@@ -113,7 +119,7 @@ def canonical(name: str) -> str | None:
 
 
 def noise_kind(class_name: str, *, flow_sigmas: bool = False) -> str:
-    """Return `diffusion`, `edm`, `flow` or `flow-solver` for the scheduler class that a model was saved with.
+    """Return `diffusion`, `edm`, `flow`, `flow-solver` or `consistency` for the scheduler class that a model was saved with.
 
     Args:
         class_name: in diffusers.

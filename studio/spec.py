@@ -13,6 +13,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from studio.errors import InvalidRequest, first_problem
 from studio.fields import SIZE_STEP, Frozen, control, extension, least_strength
 from studio.loras import LoraSpec, loras_problem
+from studio.memory import ATTENTION, VAE_TILING, WEIGHTS, Attention, Weights
 from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
 from studio.styles import STYLES_MAX, StyleName
 from studio.units import ControlSpec, IPAdapterSpec, T2IAdapterSpec, units_problem
@@ -104,6 +105,9 @@ class GenerationRequest(Frozen):
             step=0.1,
         ),
     ] = 1.0
+    prior_guidance_scale: Annotated[
+        float, control("Prior CFG", "more", "How strictly Kandinsky's prior follows the prompt.", ge=1, le=30, step=0.1)
+    ] = 4.0
     pag_scale: Annotated[
         float, control("PAG scale", "sampling", "Perturbed attention guidance: 0 off, 3 usual.", ge=0, le=10, step=0.1)
     ] = 0.0
@@ -245,7 +249,7 @@ class GenerationRequest(Frozen):
         control(
             "Clip skip",
             "more",
-            "Layers of the text encoder left out at its end; A1111 counts one more (its 1 is 0 here).",
+            "1 hears the whole text encoder, 2 leaves out its last layer; in files and requests 0 and 1.",
             ge=0,
             le=11,
             step=1,
@@ -256,10 +260,9 @@ class GenerationRequest(Frozen):
         str | None,
         control("SD VAE", "more", "Turns latents into colours; Automatic is the model's usual one.", max_length=300),
     ] = None
-    vae_tiling: Annotated[
-        bool,
-        control("VAE tiling", "more", "Decode in tiles: large pictures need less memory; it changes them a little."),
-    ] = False
+    vae_tiling: Annotated[bool, VAE_TILING] = False
+    weights: Annotated[Weights, WEIGHTS] = "full"
+    attention: Annotated[Attention, ATTENTION] = "automatic"
 
     @field_validator(
         "num_inference_steps",
@@ -371,9 +374,8 @@ class GenerationRequest(Frozen):
     @property
     def hires_size(self) -> tuple[int, int]:
         """Width and height after the second pass; (0, 0) while the model's own size is not filled in."""
-        width, height = (
-            round((side or 0) * self.hires_scale / SIZE_STEP) * SIZE_STEP for side in (self.width, self.height)
-        )
+        step = SIZE_STEP
+        width, height = (round((side or 0) * self.hires_scale / step) * step for side in (self.width, self.height))
         return width, height
 
     @property

@@ -1,5 +1,6 @@
 """SDXL, Stable Diffusion 3 and Flux.1 through the engine, on tiny models: the same numbers as diffusers' own, or a clear refusal."""
 
+import importlib
 import io
 import itertools
 import json
@@ -21,7 +22,8 @@ from studio.engine.prompts import encode_prompts
 from studio.errors import DeviceError, InvalidRequest
 from studio.events import Preview, Progress
 from studio.families import FAMILIES, pipelines_of
-from studio.records import ModelRef
+from studio.parts import KINDS, shape_problem
+from studio.settings import Settings
 from studio.spec import GenerationRequest
 from studio.store.library import Library
 from tests.conftest import Made
@@ -89,7 +91,7 @@ def test_every_class_that_a_family_names_exists() -> None:
     for family in FAMILIES.values():
         tables = [family.pipelines, family.pag_pipelines, *family.kinds.values()]
         for name in itertools.chain.from_iterable(table.values() for table in tables):
-            assert hasattr(diffusers, name), name
+            assert hasattr(importlib.import_module(family.module), name), name
         channels = min(family.channels) // (4 if 64 in family.channels else 1)
         assert len(family.latent_rgb) in (0, channels + 1)
 
@@ -442,10 +444,10 @@ def test_a_model_that_fits_only_alone_takes_the_place_of_the_other(engine: Engin
     """The device has room for one model, and none of the earlier ones may make a job fail."""
 
     class Small(PipelineManager):
-        def _load(self, model: ModelRef) -> Any:
+        def _load(self, *what: Any) -> Any:
             if self._loaded:
                 raise torch.OutOfMemoryError("as a small device does")
-            return super()._load(model)
+            return super()._load(*what)
 
     small = Small(engine.device)
     for name in ("sdxl", "sd3", "sdxl"):
@@ -453,8 +455,17 @@ def test_a_model_that_fits_only_alone_takes_the_place_of_the_other(engine: Engin
     assert len(small._loaded) == 1
 
     class Tiny(PipelineManager):
-        def _load(self, model: ModelRef) -> Any:
+        def _load(self, *what: Any) -> Any:
             raise torch.OutOfMemoryError
 
     with pytest.raises(DeviceError, match="does not fit into the memory"):
         Tiny(engine.device).warm(tiny_library.reference(tiny_library.get("sdxl")))
+
+
+def test_every_part_that_ships_says_in_words_why_it_fits_no_other_model(tiny_library: Library) -> None:
+    ours = [part for kind in KINDS for part in Library((), part_roots=Settings().part_roots).parts.parts(kind)]
+    assert len(ours) >= 3 and len(tiny_library.models()) >= 5
+    for model in tiny_library.models():
+        for part in ours:
+            problem = shape_problem(part, model.shape)
+            assert "in this model" in problem, (model.id, part.id)

@@ -57,4 +57,6 @@ def test_what_would_need_less_is_what_the_request_has() -> None:
     assert "VAE tiling" not in said
     assert "batch" not in said
     tiny = parse_request({"width": 64, "height": 64, "vae_tiling": True})
+    assert too_little("A card", tiny, 1).endswith("needed with the denoiser's weights in float8")
+    tiny = parse_request(tiny.model_dump() | {"weights": "float8"})
     assert too_little("A card", tiny, 1).endswith("needed with another model")

@@ -243,7 +243,10 @@ def test_open_clip_s_layers_are_found_in_their_rows() -> None:
             {"models": ["shapes", "other"], "ratios": [1.5]},
             r"ratios=\[1\.5\] must be at least 0 and together at most 1",
         ),
-        ({"models": ["shapes", "other"], "name": "../x"}, "must be a plain name without slashes"),
+        *(
+            ({"models": ["shapes", "other"], "name": name}, "must be a plain name without slashes")
+            for name in ("../x", "nul.txt", "CON", "x.", "-x", "a\nb", "\u202ex")
+        ),
         ({"models": ["shapes", "other"], "name": "other"}, "name='other' is taken by"),
         ({"models": ["shapes", "zebra"]}, "models.1='zebra' is not in the library; there is: shapes"),
         ({"models": ["shapes"], "loras": [{"name": "zebra"}]}, r"loras\.0\.name='zebra' is no LoRA"),

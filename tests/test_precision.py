@@ -167,7 +167,7 @@ def test_page_api_and_command_line_hear_of_it(
     assert f"job {done}: {DECODED}" in caplog.text
     assert jobs.get(done).state == DONE  # type: ignore[union-attr]
     assert [job["notices"] for job in queue.state("me")["jobs"]] == [[DECODED]]
-    services: Any = SimpleNamespace(dispatcher=queue, library=models)
+    services: Any = SimpleNamespace(dispatcher=queue, library=models, limit=lambda headers: None)
     assert Api(services).job(done)["notices"] == [DECODED]
     (row,) = gallery.index.page(limit=5)
     record = read_picture(gallery.path(row["id"])).record

@@ -48,7 +48,7 @@ def test_sliders_send_floats() -> None:
 
 
 def test_combinations_that_run_wrong_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="does not work with DDIM; use one of: automatic, normal"):
+    with pytest.raises(InvalidRequest, match="does not work with DDIM; use one of: automatic, normal, sgm_uniform"):
         parse_request({"scheduler": "DDIM", "sigmas": "karras"})
     assert scheduler_problem("EDM Euler", "automatic", "diffusion")
     assert scheduler_problem("Euler", "automatic", "flow")
@@ -72,6 +72,7 @@ def test_every_scheduler_is_a_diffusers_class_that_can_follow_its_schedules() ->
         for kind in ("karras", "exponential", "beta"):
             if kind in scheduler.sigmas and scheduler.noise == "diffusion":
                 assert f"use_{kind}_sigmas" in parameters, (name, kind)
+        assert "sgm_uniform" not in scheduler.sigmas or "timestep_spacing" in parameters, name
         for option in scheduler.overrides:
             assert option in parameters, (name, option)
 

@@ -9,7 +9,7 @@ import json
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,7 @@ from studio.engine.devices import Device
 from studio.engine.latents import denoiser
 from studio.engine.lora_names import State, peft_key, told_alpha
 from studio.engine.pipelines import first_line, quiet_libraries
+from studio.engine.places import lifted
 from studio.errors import ModelError
 from studio.lora_blocks import block_of, block_weights, blocks_of
 from studio.loras import PLAIN, LoraSpec, kind_of
@@ -64,7 +65,7 @@ class AdapterManager:
             return
         around = self._models.setdefault(denoiser(pipe), Surroundings())
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), lifted(pipe):
                 self._load(pipe, around, [part for _, part in stack], notice)
                 around.switch_on({part.sha256: strength_of(spec, pipe) for spec, part in stack})
             yield
@@ -99,7 +100,9 @@ class AdapterManager:
                 f"{len(left_out)} of {len(read)} weights of the LoRA {part.id} have no place here, such as {left_out[0]}."
             )
         try:
-            pipe.load_lora_weights({key: one.to(self._device.dtype) for key, one in state.items()}, adapter_name=name)
+            told = {key: one.to(self._device.dtype) for key, one in state.items()}
+            pipe.load_lora_weights(dict(told), adapter_name=name)
+            restore(denoiser(pipe), name, told)
         except torch.OutOfMemoryError:
             self._forget(pipe, name)
             raise
@@ -186,6 +189,26 @@ class Surroundings:
         self._hooks = []
         for place in self._places:
             place.put(place.layer.get_base_layer())
+
+
+def restore(network: torch.nn.Module, name: str, state: State) -> None:
+    """Give a LoRA back what it lost: PEFT rounds it to what the layer's weights are kept in, which float8 is for and a LoRA is not."""
+    lost = {
+        path: layer
+        for path, layer in network.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+        and name in cast(Any, layer).scaling
+        and _kept_in_less(layer.get_base_layer())
+    }
+    for key, told in state.items():
+        path, _, side = key.partition(".")[2].removesuffix(".weight").rpartition(".")
+        if path in lost:
+            part = getattr(lost[path], side)[name]
+            part.to(told.dtype).weight.copy_(told)
+
+
+def _kept_in_less(layer: Any) -> bool:
+    return layer.weight.is_floating_point() and layer.weight.element_size() == 1
 
 
 def networks_of(pipe: Any) -> dict[str, torch.nn.Module]:
@@ -310,7 +333,7 @@ def fitting(pipe: Any, state: State, name: str) -> State:
         module = _module(getattr(pipe, network, None), rest)
         if module is None:
             continue
-        wanted = tuple(module.weight.shape)
+        wanted = shape_of(module)
         up, down = state[layer.up], state[layer.down]
         if up.ndim < 2 or up.ndim != down.ndim or up.shape[1] != len(down) or not len(down):
             sizes = f"{tuple(down.shape)} and {tuple(up.shape)}"
@@ -326,6 +349,13 @@ def fitting(pipe: Any, state: State, name: str) -> State:
             f"LoRA {name} fits nothing in this model: none of its {len(layers)} layers is here; choose another"
         )
     return kept
+
+
+def shape_of(module: Any) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, (out, in) or (out, in, kh, kw); four bits of it lie in another."""
+    if isinstance(module, torch.nn.Linear):
+        return module.out_features, module.in_features
+    return tuple(module.weight.shape)
 
 
 def _module(network: Any, path: str) -> Any:

@@ -46,7 +46,7 @@ class Additions(list[Addition]):
 def added(module: Any, args: Any, output: torch.Tensor, *, addition: Addition, strength: float) -> torch.Tensor:
     """Return a layer's output and what an adapter adds to it."""
     if addition.parts:
-        delta = (strength * delta_of(addition.parts, module.weight)).to(module.weight.dtype)
+        delta = (strength * delta_of(addition.parts, module.weight.to(output.device))).to(output.dtype)
         if isinstance(module, torch.nn.Conv2d):
             more = functional.conv2d(
                 args[0], delta, None, module.stride, module.padding, module.dilation, module.groups

@@ -40,6 +40,10 @@ def _from_norm(vae: Any, like: torch.Tensor) -> Statistics:
     return _row(vae.bn.running_mean, like), _row(deviation, like), 1.0
 
 
+def _no_change(vae: Any, like: torch.Tensor) -> Statistics:
+    return 0.0, 1.0, 1.0
+
+
 def _row(numbers: Any, like: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(numbers).to(device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
 
@@ -67,6 +71,12 @@ CODECS = {
     "AutoencoderKLFlux2": Codec(statistics=_from_norm, patch=2, raw=True),
     "AutoencoderKLQwenImage": Codec(_encode_frame, _decode_frame),
     "AutoencoderDC": Codec(encode=lambda vae, pixels: vae.encode(pixels).latent),
+    "Pixels": Codec(lambda vae, pixels: pixels, lambda vae, latents: latents, _no_change),
+    "VQModel": Codec(
+        encode=lambda vae, pixels: vae.encode(pixels).latents,
+        decode=lambda vae, latents: vae.decode(latents, force_not_quantize=True).sample,
+        statistics=_no_change,  # its `scaling_factor` is a default that Kandinsky's pipelines never use
+    ),
 }
 USUAL = Codec()
 

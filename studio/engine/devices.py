@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from studio.errors import DeviceError
+from studio.events import Place
 from studio.records import Machine
 from studio.settings import VERSION
 
@@ -44,6 +45,18 @@ class Device:
     def memory(self) -> tuple[int, int] | None:
         """(free, total) bytes of a GPU; None for a CPU, whose memory is everybody's."""
         return torch.cuda.mem_get_info(self.place) if self.place.type == "cuda" else None
+
+
+def device_places() -> tuple[Place, ...]:
+    """Return the devices of this machine by the names that `open_device` knows, the CPU last."""
+    found: list[Place] = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            found.append(Place(name=f"cuda:{index}", title=facts.name, memory=facts.total_memory))
+    if torch.backends.mps.is_available():
+        found.append(Place(name="mps", title="Apple GPU"))
+    return (*found, Place(name="cpu", title="CPU"))
 
 
 def open_device(name: str, cpu_threads: int) -> Device:

@@ -2,23 +2,26 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from studio.engine.adapters import AdapterManager
+from studio.engine.attention import attending
 from studio.engine.canvas import fit, flatten, mask_of
 from studio.engine.controls import Preprocessors
 from studio.engine.cutout import cut_out
 from studio.engine.devices import Device
 from studio.engine.inversions import read_inversions
+from studio.engine.language import Draw
+from studio.engine.latents import denoiser
 from studio.engine.memory import let_go, too_little
 from studio.engine.parts import PartManager
 from studio.engine.passes import (
@@ -42,10 +45,14 @@ from studio.errors import DeviceError
 from studio.events import Event, Finished, ImageReady, Notice, Progress, Started, Stop
 from studio.families import FAMILIES
 from studio.few_steps import advice
+from studio.memory import PlanSetting
 from studio.records import ImageRecord, Job
 from studio.spec import IMAGE2IMAGE, SIZE_MAX, TEXT2IMAGE
-from studio.tools import CutoutCall, PreprocessCall, ToolCall
+from studio.tools import NOBODY, CutoutCall, LabCall, PreprocessCall, ToolCall, ToolWatch
 from studio.upscalers import LATENT, enlarged_size
+
+if TYPE_CHECKING:
+    from studio.engine.lab_bench import Bench
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +121,9 @@ class Engine:
         clock: wall time, for records.
         name_image: makes the id of a new picture from the time.
         annotators: folder of the preprocessors' weights.
+        find_scorer: returns what holds pictures against prompts, told whether they are of the demo model's world; None if there is
+            nothing.
+        memory_plan: where models' parts lie; `automatic` is the fastest plan that fits.
     """
 
     def __init__(
@@ -122,22 +132,29 @@ class Engine:
         clock: Callable[[], datetime],
         name_image: Callable[[datetime], str],
         annotators: Path = Path("data/models/annotators"),
+        find_scorer: Callable[[bool], Any] = lambda shapes: None,
+        memory_plan: PlanSetting = "automatic",
     ) -> None:
-        self.device, self.pipelines, self.parts = device, PipelineManager(device), PartManager(device)
+        self.device, self.pipelines, self.parts = device, PipelineManager(device, memory_plan), PartManager(device)
         self.adapters, self.preprocessors = AdapterManager(device), Preprocessors(annotators, device.place)
         self._clock, self._name_image, self._colours = clock, name_image, ColourMaps()
+        self._find_scorer = find_scorer
 
     def unload(self) -> None:
         """Free all weights."""
         for owner in (self.pipelines, self.parts, self.preprocessors):
             owner.unload()
 
-    def use_tool(self, tool: ToolCall, load_image: LoadImage) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def use_tool(
+        self, tool: ToolCall, load_image: LoadImage, watch: ToolWatch = NOBODY
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Do a tool's work; return its numbers, and its pictures as PNG.
 
         Raises:
             StudioError: if it cannot be done.
         """
+        if isinstance(tool, LabCall):
+            return self._lab(tool, load_image, watch)
         picture = flatten(load_image(tool.image, "image"))
         if isinstance(tool, CutoutCall):
             mask = cut_out(picture, mask_of(load_image(tool.painted, "painted")) if tool.painted else None)
@@ -156,6 +173,30 @@ class Engine:
             raise DeviceError(
                 f"{self.device.title} has too little memory for this picture; use a smaller one"
             ) from error
+
+    def _lab(self, call: LabCall, load_image: LoadImage, watch: ToolWatch) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Let a panel of the Lab work, with the job's VAE and LoRA."""
+        from studio.engine.lab import run_lab  # its schedulers are loaded when somebody looks at them
+
+        @contextmanager
+        def opened(bench: "Bench", job: Job) -> Iterator[Any]:
+            files = {part.id: part for part in job.parts if part.kind == "lora"}
+            stack = [(spec, files[spec.name]) for spec in job.request.loras]
+            with (
+                self.pipelines.configured(job.request, job.model, [job.request.seed], vae=self._vae(job)) as pipe,
+                self.adapters.applied(pipe, stack, bench.notice),
+            ):
+                yield pipe
+
+        def open_vae(job: Job) -> Any:
+            other, own = self._vae(job), self.pipelines.vae(job.model)
+            return other(own) if other else own
+
+        try:
+            return run_lab(call, opened, load_image, watch, self._find_scorer, open_vae)
+        except torch.OutOfMemoryError as error:
+            let_go(error)
+            raise DeviceError(f"{self.device.title} has too little memory for this; ask for less at once") from error
 
     def _seen(self, tool: PreprocessCall, picture: np.ndarray) -> np.ndarray:
         """Bring a picture (H, W, 3) to the size that a job would draw, or at least to one that a job could."""
@@ -225,7 +266,7 @@ class Engine:
                     self.pipelines.collect()
                     raise DeviceError(too_little(self.device.title, request, len(seeds))) from error
             self.parts.unload()  # what earlier jobs left may be what takes the room
-            self.pipelines.unload()
+            self.pipelines.shrink(job.model, request.weights)
         return start.finish(to_pixels(made)), tuple(dict.fromkeys([*start.notes, *notes]))
 
     def _kept(self, job: Job, picture: np.ndarray, first: int, number: int, watch: Watch) -> np.ndarray:
@@ -272,7 +313,10 @@ class Engine:
         hires = request.hires_scale > 1
         again = request.hires_steps or request.num_inference_steps or 0
         with self.pipelines.configured(request, job.model, seeds, vae=vae) as pipe, self._loras(pipe, job, steps):
-            prompts = encode_prompts(pipe, request, job.model, inversions)
+            if told := self.pipelines.plan_told(job.model, request.weights):
+                steps.notice(told)
+            draw = Draw(generators, request.prior_guidance_scale, steps.check)
+            prompts = encode_prompts(pipe, request, job.model, inversions, draw)
             more = start.arguments(pipe, seeds, pictures=request.task in family.pictures)
             if request.task == TEXT2IMAGE and request.variation_strength:
                 more["latents"] = mixed_noise(pipe, family, request, first, generators)
@@ -283,14 +327,18 @@ class Engine:
                 later = refiner_steps(pipe, request)
                 more |= {"decoded": False, "denoising_end": request.refiner_start}
             steps.begin(later)
-            with units.applied(pipe, request.canvas, len(seeds)) as steered:
+            with (
+                units.applied(pipe, request.canvas, len(seeds)) as steered,
+                attending(denoiser(pipe), request.attention),
+            ):
                 made = run_pass(steered, family, request, prompts, generators, steps, **more)
         if job.model.refiner:
             with self.pipelines.configured(request, job.model.refiner, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
                 prompts = encode_prompts(pipe, request, job.model.refiner, inversions)
                 steps.begin()
                 more = {"image": made, "denoising_start": request.refiner_start}
-                return run_pass(pipe, family, request, prompts, generators, steps, **more)
+                with attending(denoiser(pipe), request.attention):
+                    return run_pass(pipe, family, request, prompts, generators, steps, **more)
         if not hires:
             return made
         with (
@@ -299,11 +347,15 @@ class Engine:
         ):
             size = request.hires_size
             larger = partial(self._enlarge, job, size=size, told=lambda *_: steps.check())
-            image = enlarged(pipe, made, request, larger, steps.notice)
+            pictures = IMAGE2IMAGE in family.pictures
+            image = enlarged(pipe, made, request, larger, steps.notice, pictures=pictures)
             steps.begin()
             wide: dict[str, int] = dict(zip(("width", "height"), request.hires_size, strict=True))
             more = started(pipe, image, wide, request.hires_strength) | {"num_inference_steps": again}
-            with units.applied(pipe, request.hires_size, len(seeds)) as steered:
+            with (
+                units.applied(pipe, request.hires_size, len(seeds)) as steered,
+                attending(denoiser(pipe), request.attention),
+            ):
                 return run_pass(steered, family, request, prompts, generators, steps, **more)
 
     def _record(self, job: Job, seed: int, index: int, notes: tuple[str, ...]) -> ImageRecord:

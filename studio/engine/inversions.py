@@ -73,7 +73,7 @@ def _after(
     asked: list[torch.Tensor], vectors: torch.Tensor, table: torch.nn.Module, given: Any, found: torch.Tensor
 ) -> torch.Tensor:
     """Put the vectors where they belong, (…, width)."""
-    ids = asked.pop()
+    ids = asked.pop().to(found.device)
     chosen = vectors.to(found)[(-1 - ids).clamp(min=0)]
     return torch.where((ids < 0)[..., None], chosen, found)
 

@@ -1,13 +1,30 @@
 """Prompts for language models, and for T5 alone: encoded as the pipelines do it, and none of it is cut off."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from studio.errors import InvalidRequest, shown
-from studio.families import ModelFamily
+from studio.family import ModelFamily
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a prior draws with: its result is not decided by the words alone.
+
+    Attributes:
+        generators: one a picture.
+        guidance: how strictly the prompt is followed; 1 is off.
+        check: called after each step; raises if the job should stop.
+    """
+
+    generators: Sequence[torch.Generator]
+    guidance: float
+    check: Callable[[], None] = lambda: None
+
 
 Encoded = list[dict[str, Any]]  # for each text: name of a pipeline's argument -> (1, ...), or a list of one tensor
 Ask = Callable[[str], str]
@@ -98,11 +115,44 @@ def encode_sana(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip
     return [{"prompt_embeds": states, "prompt_attention_mask": mask} for states, mask in encoded]
 
 
-LANGUAGE_ENCODERS: dict[str, Callable[[Any, ModelFamily, dict[str, str], int], Encoded]] = {
+def encode_kandinsky(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int, draw: Draw) -> Encoded:
+    """Encode for Kandinsky: its prior makes the embedding of a picture, (pictures, width), one picture after the other.
+
+    Without a negative prompt guidance leads away from the embedding of a black picture, as in the pipeline.
+    """
+    check_lengths(pipe.prior.tokenizer, family, texts)
+
+    def after_step(*_: Any) -> dict[str, Any]:
+        draw.check()
+        return {}
+
+    rows = [
+        pipe.prior(
+            texts["prompt"],
+            texts.get("negative_prompt") or None,
+            generator=generator,
+            guidance_scale=draw.guidance,
+            return_dict=False,
+            callback_on_step_end=after_step,
+        )
+        for generator in draw.generators
+    ]
+    embeds = [{"image_embeds": torch.cat(parts)} for parts in zip(*rows, strict=True)]
+    return embeds[: len(texts)]
+
+
+def encode_nothing(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Tell a model without words nothing."""
+    return [{}]
+
+
+LANGUAGE_ENCODERS: dict[str, Callable[..., Encoded]] = {
     "z_image": encode_z_image,
     "flux2": encode_flux2,
     "qwen_image": encode_qwen_image,
     "chroma": encode_chroma,
     "pixart": encode_pixart,
     "sana": encode_sana,
+    "kandinsky": encode_kandinsky,
+    "nothing": encode_nothing,
 }

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from studio.engine.codecs import channels_of, codec_of
+from studio.engine.places import place_of
 from studio.errors import ModelError
 
 NO_NUMBERS = "the model's latents are no numbers (NaN) in {dtype}; try another sampling method or a lower CFG Scale"
@@ -69,7 +70,7 @@ def encode_unscaled(vae: Any, picture: np.ndarray, notice: Notice) -> torch.Tens
     """
 
     def encoded() -> torch.Tensor:
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(place_of(vae), vae.dtype) / 127.5 - 1
         return codec_of(vae).encode(vae, pixels)
 
     return _finite(vae, encoded, (NO_LATENTS, ENCODED), notice)

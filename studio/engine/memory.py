@@ -28,6 +28,7 @@ def too_little(device: str, request: GenerationRequest, number: int) -> str:
         f"Upscale by less than {request.hires_scale:g}" if request.hires_scale > 1 else "",
         f"{_half(width)} x {_half(height)}, a quarter of the pixels" if min(width, height) >= 128 else "",
         "fewer control units" if request.controls or request.t2i_adapters or request.ip_adapters else "",
+        "the denoiser's weights in float8" if request.weights == "full" else "",
     ]
     needed = f"{width} x {height}" + (f", {number} at once" if number > 1 else "")
     return f"{device} has too little memory for {needed}; less is needed with {', or '.join(filter(None, ways)) or 'another model'}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from studio.engine.latents import (
     cell_size,
@@ -16,12 +17,13 @@ from studio.engine.latents import (
     packed,
     unpacked,
 )
+from studio.engine.places import place_of
 from studio.engine.previews import noise_scale, preview_png
 from studio.engine.prompts import Prompts
 from studio.engine.tasks import takes
 from studio.errors import InvalidRequest
 from studio.events import Preview
-from studio.families import ModelFamily
+from studio.family import ModelFamily
 from studio.spec import GenerationRequest
 from studio.upscalers import LATENT
 
@@ -123,8 +125,7 @@ def run_pass(
         arguments["guidance_scale"] = 1.0
     unchanged = [name for name, part in family.switched.items() if not part]
     pipe(
-        **prompts.arguments(number),
-        **arguments,
+        **(arguments | prompts.arguments(number)),
         **watched(pipe, after_step, ["latents", *unchanged]),
         generator=generators,
         **{"num_inference_steps": request.num_inference_steps, "output_type": "latent"} | more,
@@ -173,11 +174,13 @@ def mixed_noise(
         other = torch.Generator().manual_seed(request.variation_seed + index + number)
         own, drawn = (torch.randn(shape, generator=source, dtype=dtype) for source in (generator, other))
         rows.append(slerp(request.variation_strength, own, drawn))
-    return packed(pipe, torch.cat(rows)).to(network.device)
+    return packed(pipe, torch.cat(rows)).to(place_of(network))
 
 
 def slerp(fraction: float, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Go from `first` to `second` on a great circle, which keeps the length that noise must have (Shoemake 1985)."""
+    if torch.equal(first, second):  # there is no circle through one point
+        return first
     one, other = first.double(), second.double()
     angle = torch.arccos((one.flatten() @ other.flatten() / (one.norm() * other.norm())).clamp(-1, 1))
     mixed = (torch.sin((1 - fraction) * angle) * one + torch.sin(fraction * angle) * other) / torch.sin(angle)
@@ -223,7 +226,9 @@ def enlarged(
     request: GenerationRequest,
     enlarge: Callable[[np.ndarray], np.ndarray],
     notice: Callable[[str], None],
-) -> torch.Tensor:
+    *,
+    pictures: bool = False,
+) -> torch.Tensor | list[Image.Image]:
     """Turn the first pass's result into the latents that the second starts from, (B, C, h, w).
 
     Args:
@@ -232,12 +237,20 @@ def enlarged(
         request: names the upscaler and the size.
         enlarge: brings a picture (H, W, 3) to that size, for any other upscaler.
         notice: told if half precision was not enough.
+        pictures: whether the second pass takes pictures, which it encodes itself; they are what is returned then.
     """
     if request.hires_upscaler == LATENT:
         width, height = request.hires_size
         size = (height // cell_size(pipe), width // cell_size(pipe))
-        return torch.nn.functional.interpolate(made, size=size, mode="bilinear", antialias=True)
-    return torch.cat([encode_picture(pipe, enlarge(one), notice) for one in to_pixels(made)])
+        latents = torch.nn.functional.interpolate(made, size=size, mode="bilinear", antialias=True)
+        if not pictures:
+            return latents
+        larger = list(to_pixels(decode_latents(pipe, latents, notice)))
+    else:
+        larger = [enlarge(one) for one in to_pixels(made)]
+    if pictures:
+        return [Image.fromarray(one) for one in larger]
+    return torch.cat([encode_picture(pipe, one, notice) for one in larger])
 
 
 def to_pixels(made: torch.Tensor) -> np.ndarray:

@@ -12,9 +12,11 @@ import torch
 
 from studio.chunks import Token, cut_chunks
 from studio.engine.inversions import Inversions
-from studio.engine.language import LANGUAGE_ENCODERS
+from studio.engine.language import LANGUAGE_ENCODERS, Draw
+from studio.engine.places import place_of
 from studio.errors import InvalidRequest, shown
-from studio.families import FAMILIES, ModelFamily
+from studio.families import FAMILIES
+from studio.family import ModelFamily
 from studio.prompt_syntax import Piece, moments, parse_prompt, plain_text, without_escapes
 from studio.records import ModelRef
 from studio.spec import GenerationRequest
@@ -65,11 +67,18 @@ class Prompts:
 
 
 def repeated(part: Any, number: int) -> Any:
-    """Repeat (1, ...) to (number, ...); a list of one tensor, whose length may differ from another's, to one of `number`."""
+    """Repeat (1, ...) to (number, ...); a list of one tensor, whose length may differ from another's, to one of `number`.
+
+    What has a row for each picture already stays what it is.
+    """
+    if len(part) == number:
+        return part
     return part * number if isinstance(part, list) else part.repeat(number, *[1] * (part.ndim - 1))
 
 
-def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inversions: Inversions = NONE) -> Prompts:
+def encode_prompts(
+    pipe: Any, request: GenerationRequest, model: ModelRef, inversions: Inversions = NONE, draw: Draw | None = None
+) -> Prompts:
     """Encode prompt and negative prompt, the latter only where it counts.
 
     Args:
@@ -77,6 +86,7 @@ def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inver
         request: for its prompts, guidance and clip skip.
         model: for its family.
         inversions: that the prompts name.
+        draw: for models with a prior; None is for one picture with the request's seed.
 
     Raises:
         InvalidRequest: if clip skip leaves no layer, or a prompt is longer than the model reads.
@@ -89,6 +99,7 @@ def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inver
     if (getattr(request, family.guidance) or 1) > 1:
         texts["negative_prompt"] = request.negative_prompt
     steps = request.num_inference_steps or 1
+    draw = draw or Draw([torch.Generator("cpu").manual_seed(max(request.seed, 0))], request.prior_guidance_scale)
     told = {
         name: moments(text, steps, name) if family.syntax else [(0.0, without_escapes(text))]
         for name, text in texts.items()
@@ -100,8 +111,8 @@ def encode_prompts(pipe: Any, request: GenerationRequest, model: ModelRef, inver
         key = tuple(now.values())
         if key not in known:
             with inversions.applied(pipe):
-                named = (inversions,) if family.syntax else ()
-                encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip, *named)
+                more = (inversions,) if family.syntax else (draw,) if family.prior else ()
+                encoded = ENCODERS[family.prompts](pipe, family, now, request.clip_skip, *more)
             known[key] = Prompts(encoded[0], encoded[1] if len(encoded) > 1 else {})
         said.append((start, known[key]))
     return replace(said[0][1], later=tuple(said)) if len(said) > 1 else said[0][1]
@@ -170,14 +181,14 @@ def encode_flux(
 ) -> list[Embeddings]:
     """Encode for T5, (1, length, width), and pooled for CLIP, (1, width), which hears only the first 75 tokens."""
     read = encode_t5(pipe.tokenizer_2, pipe.text_encoder_2, family, texts)
-    first = chunk_tokens(pipe.tokenizer, list(texts.values()))[:, 0].to(pipe.text_encoder.device)
+    first = chunk_tokens(pipe.tokenizer, list(texts.values()))[:, 0].to(place_of(pipe.text_encoder))
     pooled = [pipe.text_encoder(row[None]).pooler_output for row in first]
     return [{"prompt_embeds": states, "pooled_prompt_embeds": pool} for states, pool in zip(read, pooled, strict=True)]
 
 
 Encoder = Callable[
     ..., list[Embeddings]
-]  # (pipe, family, texts, clip skip); inversions too where prompts have a syntax
+]  # (pipe, family, texts, clip skip); inversions too where prompts have a syntax, what to draw with where a prior reads them
 ENCODERS: dict[str, Encoder] = LANGUAGE_ENCODERS | {
     "clip": encode_clip,
     "sdxl": encode_sdxl,
@@ -257,7 +268,7 @@ def encode_chunks(encoder: Any, chunks: torch.Tensor, clip_skip: int = 0) -> tor
     With `clip_skip` the last layers are left out and the final norm is applied to what the layer before them says, as diffusers
     means to; its own way fails since transformers 5.6 flattened CLIPTextModel.
     """
-    ids = chunks.flatten(0, 1).to(encoder.device)
+    ids = chunks.flatten(0, 1).to(place_of(encoder))
     if clip_skip:
         hidden = encoder(ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
         states = getattr(encoder, "text_model", encoder).final_layer_norm(hidden)
@@ -299,7 +310,7 @@ def encode_penultimate(
 
 def _penultimate(encoder: Any, chunks: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode (chunks, length) ids: states (1, chunks * length, width), and the summary of the first chunk, (1, width)."""
-    said = encoder(chunks.to(encoder.device), output_hidden_states=True)
+    said = encoder(chunks.to(place_of(encoder)), output_hidden_states=True)
     hidden = said.hidden_states[-(clip_skip + 2)]
     return hidden.reshape(1, -1, hidden.shape[-1]), said[0][:1]
 
@@ -321,4 +332,4 @@ def encode_t5(tokenizer: Any, encoder: Any, family: ModelFamily, texts: dict[str
             )
     length = next(limit for limit in family.text_limits if limit >= max(map(len, ids.values())))
     rows = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in ids.values()]
-    return [encoder(torch.tensor([row], device=encoder.device))[0] for row in rows]
+    return [encoder(torch.tensor([row], device=place_of(encoder)))[0] for row in rows]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from studio.engine.parts import IPWeights
 from studio.engine.pipelines import first_line, rebuilt
+from studio.engine.places import place_of
 from studio.errors import ModelError
 
 
@@ -44,7 +45,7 @@ def _encoded(pipe: Any, look: Look, layer: Any) -> torch.Tensor:
     """Encode one IP-Adapter's pictures with its own encoder, (2, pictures, …): each adapter may have another."""
     own = rebuilt(pipe, image_encoder=look.weights.encoder, feature_extractor=look.weights.processor)
     hidden = not isinstance(layer, ImageProjection)
-    positive, negative = own.encode_image(look.pictures, pipe.unet.device, 1, hidden)
+    positive, negative = own.encode_image(look.pictures, place_of(pipe.unet), 1, hidden)
     return torch.stack([negative, positive])
 
 
@@ -75,7 +76,7 @@ def joint_sees(pipe: Any, looks: Sequence[Look]) -> Iterator[list[torch.Tensor]]
         if missing:  # diffusers leaves what is not in the file without a value
             raise ModelError(f"IP-Adapter {look.model} lacks {len(missing)} weights ({missing[0]}); copy it again")
         own.set_ip_adapter_scale(look.scale)
-        seen = own.encode_image(look.pictures, transformer.device)  # (pictures, tokens, width)
+        seen = own.encode_image(look.pictures, place_of(transformer))  # (pictures, tokens, width)
         yield [torch.stack([torch.zeros_like(seen), seen])]
     finally:
         # first: as long as it is there, its attention counts as the transformer's

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from studio.engine.latents import Notice, encode_picture
+from studio.engine.places import bring_in, place_of
 from studio.units import ControlSpec, T2IAdapterSpec
 
 SOFT = 0.825  # A1111's weakening of each block further out, when prompt or ControlNet is "more important"
@@ -67,6 +68,7 @@ class Steered(torch.nn.Module):
 
     def forward(self, *given: Any, **named: Any) -> Any:
         """See the denoiser's own; called once a step."""
+        bring_in(self.denoiser)  # a ControlNet or an adapter may use a part of it first
         step, total = self._step, self.total()
         self._step = (step + 1) % total
         now = Step(
@@ -211,7 +213,7 @@ def unet_condition(pipe: Any, network: Any, picture: np.ndarray, _: Notice) -> t
         network.config.get("conditioning_channels") or network.config["in_channels"]
     )  # a ControlNet's, an adapter's
     values = values if channels == 3 else values.mean(dim=1, keepdim=True)
-    return values.to(pipe.unet.device, pipe.unet.dtype)
+    return values.to(place_of(pipe.unet), pipe.unet.dtype)
 
 
 def joint_condition(pipe: Any, network: Any, picture: np.ndarray, notice: Notice) -> torch.Tensor:
@@ -221,4 +223,4 @@ def joint_condition(pipe: Any, network: Any, picture: np.ndarray, notice: Notice
     depend on what was drawn before. Those that want no pooled prompt were trained without the autoencoder's shift, too.
     """
     latents = encode_picture(pipe, picture, notice, shifted=not network.config.force_zeros_for_pooled_projection)
-    return latents.to(pipe.transformer.device, pipe.transformer.dtype)
+    return latents.to(place_of(pipe.transformer), pipe.transformer.dtype)

@@ -127,7 +127,9 @@ class Start:
         assert self.plan is not None
         assert self.picture is not None
         mask = Image.fromarray(cells(self.plan.mask, cell_size(pipe)))
-        told = size | {"image": as_picture(pipe, image), "mask_image": mask, "strength": request.strength}
+        told = size | {"image": as_picture(pipe, image), "mask_image": [mask] * len(seeds) if pictures else mask}
+        if takes(pipe, "strength"):
+            told["strength"] = request.strength
         if takes(pipe, "masked_image_latents") and not pictures:
             hidden = self.picture.copy()
             hidden[self.plan.mask > 127] = 128  # what a model that sees the mask must not see; 128 is 0 for it
