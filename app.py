@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.util
 import logging
 import os
 import signal
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from studio.errors import StudioError
+from studio.memory import PLANS
 from studio.settings import ROOT, Settings, read_settings
 from studio.store import writer
+from studio.store.apart import Apart
 from studio.store.blobs import limit_pillow
 from studio.store.captions import Captions
 from studio.store.changes import Changes
@@ -28,6 +31,7 @@ from studio.store.library import Library
 from studio.store.runs import Runs
 from studio.store.tokens import Tokens
 from studio.ui.guard import Policy, gradio_environment, make_login, policy_for
+from studio.visitors import Limits, Visitors
 
 if TYPE_CHECKING:
     from studio.ui.services import Services, Training
@@ -36,6 +40,8 @@ logger = logging.getLogger("studio")
 
 PORTS = range(7860, 7960)
 UPLOAD_MAX = "64mb"
+PIXELS_PUBLIC = 24_000_000
+OFF = "training, datasets, downloads, merging, deleting, tokens, server paths, the pictures of others"
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:
@@ -74,6 +80,11 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument(
         "--cpu-threads", type=int, help="threads of PyTorch on the CPU; part of what makes a picture the same"
     )
+    parser.add_argument(
+        "--memory-plan",
+        choices=["automatic", *PLANS],
+        help="where models' parts lie (default automatic: the fastest that fits); no plan changes a picture",
+    )
     flags = vars(parser.parse_args(arguments))
     flags["extra_models"] = tuple(flags["extra_models"]) if flags["extra_models"] else None
     return flags
@@ -85,6 +96,28 @@ def space_defaults(environment: dict[str, str]) -> dict[str, Any]:
         return {}
     persistent = Path("/data")
     return {"host": "0.0.0.0", "port": 7860} | ({"data_dir": persistent} if os.access(persistent, os.W_OK) else {})
+
+
+def space_author(environment: dict[str, str]) -> str:
+    """Return whose Space this is, or "" where nobody can prove to be it.
+
+    Without Hugging Face's secret Gradio would sign sessions with a key that everybody knows.
+    """
+    complete = all(environment.get(f"OAUTH_{name}") for name in ("CLIENT_ID", "CLIENT_SECRET", "SCOPES"))
+    known = complete and environment.get("OPENID_PROVIDER_URL") and importlib.util.find_spec("authlib")
+    return environment.get("SPACE_AUTHOR_NAME", "") if known else ""
+
+
+def mode_line(policy: Policy) -> str:
+    """Say in one line who may use this app, and what is off therefore."""
+    words = {
+        "local": "local, for this computer; nothing is off",
+        "lan": "network, for whoever has the login; nothing is off",
+        "share": f"share, for whoever has link and login; off: {OFF}",
+        "space": f"Space, for everybody; off: {OFF}",
+    }
+    more = f"; {policy.author}, logged in, has no limits" if policy.author else ""
+    return f"Mode: {words[policy.mode]}{more}"
 
 
 def prepare_environment() -> None:
@@ -158,12 +191,22 @@ class Studio:
         self.lock = FolderLock(settings.data_dir)
         self.policy = self._policy(settings)
         self.settings = settings
+        self.visitors = Visitors(Limits(), settings.data_dir) if self.policy.public else None
+        if self.policy.public:  # forty threads may decode at once, before a gate of ours sees the picture
+            limit_pillow(PIXELS_PUBLIC)
+        print(mode_line(self.policy), flush=True)
         self.database = Database(settings.data_dir / "studio.db")
-        self.gallery = Gallery(settings.data_dir / "images", ImageIndex(self.database))
+        decoder = Apart() if self.policy.public else None
+        self.gallery = Gallery(settings.data_dir / "images", ImageIndex(self.database), decoder)
         self.library = Library(settings.model_folders, self.database, settings.part_roots, settings.runs)
         executor = make_executor(settings, self.gallery, lambda event: self.dispatcher.hear(event))
         self.dispatcher: Dispatcher = Dispatcher(
-            executor, JobStore(self.database), self.library, self.gallery.blobs, preview=settings.preview
+            executor,
+            JobStore(self.database),
+            self.library,
+            self.gallery.blobs,
+            preview=settings.preview,
+            visitors=self.visitors,
         )
         self.library.get(settings.model)  # a typo is told now
         # the process that draws loads while the page is built and read
@@ -172,7 +215,9 @@ class Studio:
         self.plotter.start()
         self.tokens = Tokens(settings.data_dir / "tokens.json")
         self.downloads = Downloads(settings.data_dir, self.tokens)
-        self.runner = Runner(settings, Runs(settings.runs), self.dispatcher.announce, self.dispatcher.busy)
+        self.runner = Runner(
+            settings, Runs(settings.runs), self.dispatcher.announce, self.dispatcher.busy, device=self.dispatcher.device
+        )
         if not self.policy.public:
             self.runner.start()
         self.datasets = Datasets(settings.data_dir / "datasets")
@@ -186,8 +231,9 @@ class Studio:
             print(f"Login for the public link: user {credentials[0]}, password {credentials[1]}", flush=True)
         try:
             return policy_for(
-                host=settings.host, share=settings.share, auth=credentials, space_host=os.environ.get("SPACE_HOST")
-            )
+                host=settings.host, share=settings.share, auth=credentials, space_host=os.environ.get("SPACE_HOST"),
+                author=space_author(dict(os.environ)),
+            )  # fmt: skip
         except ValueError as error:
             raise StudioError(str(error)) from None
 
@@ -197,7 +243,7 @@ class Studio:
 
         return Services(
             self.settings, self.policy, self.dispatcher, self.plotter, self.gallery, self.library, self.downloads, self.tokens,
-            self.datasets, self.changes, self.captions, self._training(),
+            self.datasets, self.changes, self.captions, self._training(), self.visitors,
         )  # fmt: skip
 
     def _training(self) -> "Training | None":
@@ -231,7 +277,7 @@ class Studio:
             share=self.settings.share,
             auth=self.policy.credentials,
             app_kwargs={
-                "middleware": [Middleware(Guard, policy=self.policy)],
+                "middleware": [Middleware(Guard, policy=self.policy, visitors=self.visitors)],
                 "routes": Routes(self.services).table(),
                 "docs_url": None,
                 "redoc_url": None,
@@ -253,6 +299,7 @@ class Studio:
             css=page_css(),
             head=page_head(),
             prevent_thread_lock=True,
+            _frontend=False,  # Gradio 6 asks its own page once, for 3 s, and ends if a run keeps the machine too busy to answer
         )
         threading.Thread(target=self._tidy, name="tidy", daemon=True).start()
         print(f"Studio is ready at {addresses(self.settings.host, port)}", flush=True)

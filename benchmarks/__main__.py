@@ -19,6 +19,7 @@ BENCHMARKS = {
     "merging": "benchmarks.merging",
     "switches": "benchmarks.switches",
     "sharing": "benchmarks.sharing",
+    "trust": "benchmarks.trust.board",
 }
 
 

@@ -42,13 +42,13 @@ class Served:
 
     def __init__(self, client: httpx.Client, process: subprocess.Popen[str], data: Path) -> None:
         self.client, self.data = client, data
-        self._process = process
+        self.process = process
         self._defaults: dict[str, Any] = {}
 
     @property
     def cpu(self) -> tuple[float, float]:
         """CPU seconds so far, of the app and of its worker."""
-        return cpu_seconds(self._process.pid), sum(map(cpu_seconds, children(self._process.pid)))
+        return cpu_seconds(self.process.pid), sum(map(cpu_seconds, children(self.process.pid)))
 
     def draw(self, **values: Any) -> Drawn:
         """Submit a job through the public endpoint and follow `/studio/state` until it is done.
@@ -104,7 +104,7 @@ class Served:
             RuntimeError: if the app ends or takes too long.
         """
         until = time.monotonic() + LIMIT
-        while time.monotonic() < until and self._process.poll() is None:
+        while time.monotonic() < until and self.process.poll() is None:
             try:
                 if self._state(-1)["device"]["state"] == "ready":
                     break

@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from studio.caption_command import add_caption_flags, caption
 from studio.dataset_commands import datasets
 from studio.doctor_command import add_doctor_flags, dataset_doctor
 from studio.errors import InvalidRequest, StudioError
 from studio.executors.base import open_engine
 from studio.family_table import family_rows, family_table
+from studio.lab_command import add_lab_flags, lab
 from studio.lease import DeviceLease, FolderLock
+from studio.memory import PLANS
 from studio.merge_command import add_merge_flags, merge
 from studio.model_commands import add_download_flags, download, models, show
 from studio.plot_command import add_flags
@@ -28,12 +28,14 @@ from studio.spec import SEED_MAX, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore, limit_pillow
 from studio.store.library import Library
 from studio.units import IMAGE_FIELDS, pictures_of
+from studio.yaml_text import read_setting
 
 if TYPE_CHECKING:
     from studio.drawing import Drawing
 
 DONE, FAILED, INVALID, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 REQUEST_MAX = 4_000_000
+TEXTS = ("prompt", "negative_prompt", "model", "vae", *IMAGE_FIELDS)  # never read as numbers
 
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
@@ -43,6 +45,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--extra-models", type=Path, action="append", metavar="DIR")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--cpu-threads", type=int)
+    parser.add_argument("--memory-plan", choices=["automatic", *PLANS], help="where models' parts lie (automatic)")
     commands = parser.add_subparsers(dest="command", required=True)
     fields = "\n".join(f"  {name}: {field.description}" for name, field in GenerationRequest.model_fields.items())
     generate = commands.add_parser(
@@ -81,6 +84,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="new file that ends in .safetensors")
     convert.add_argument("--json", action="store_true")
     add_merge_flags(commands)
+    add_lab_flags(commands)
     add_doctor_flags(commands)
     add_caption_flags(commands)
     add_download_flags(
@@ -109,17 +113,7 @@ def read_requests(path: Path, overrides: list[str]) -> list[GenerationRequest]:
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest("request", f"{path} cannot be read as JSON: {error}") from None
     requests = content if isinstance(content, list) else [content]
-    changes = {}
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise InvalidRequest("set", f"--set {override} must be FIELD=VALUE")
-        try:
-            changes[name] = (
-                value if name in ("prompt", "negative_prompt", "model", "vae", *IMAGE_FIELDS) else yaml.safe_load(value)
-            )
-        except yaml.YAMLError:
-            raise InvalidRequest(name, f"--set {override}: the value cannot be read") from None
+    changes = dict(read_setting(override, lambda name, text: name in TEXTS) for override in overrides)
     for request in requests:
         if not isinstance(request, dict):
             raise InvalidRequest("request", f"{path} must hold a JSON object or a list of them")
@@ -346,6 +340,7 @@ COMMANDS = {
         merge,
         download,
         doctor,
+        lab,
         dataset_doctor,
         caption,
     )

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def main() -> int:
         return 1
     except OSError as error:
         say({"event": "problem", "text": _disk_sentence(error), "field": ""})
+        return 1
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ):  # of the reply: nothing else is read here
+        traceback.print_exc()
+        name = wanted["source"].get("name", "")
+        text = f"{name} cannot be had: the answer to what it holds is no description of a model; try again later"
+        say({"event": "problem", "text": text, "field": ""})
         return 1
     return 0
 

@@ -10,11 +10,21 @@ from studio.records import ImageRecord
 Stop = Literal["", "interrupt", "skip"]  # what a running job may be asked
 
 
+class Place(Frozen):
+    """A device of this machine: its name for `--device`, its title, and its memory in bytes, which a CPU shares with everybody."""
+
+    name: str
+    title: str
+    memory: int | None = None
+
+
 class Ready(Frozen):
-    """The process that computes is up, on `device`; `problem` says why it cannot be used."""
+    """The process that computes is up, on `device`, one of `places` by the name `place`; `problem` says why it cannot be used."""
 
     type: Literal["ready"] = "ready"
     device: str
+    place: str = ""
+    places: tuple[Place, ...] = ()
     memory_free: int | None = None
     memory_total: int | None = None
     problem: str = ""

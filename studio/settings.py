@@ -1,6 +1,8 @@
 """Settings of the process: read once at the start from flags and `STUDIO_*` variables, then frozen."""
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -8,11 +10,18 @@ from pydantic import Field, ValidationError
 
 from studio.errors import StudioError, first_problem
 from studio.fields import Frozen
+from studio.memory import PlanSetting
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
 CLIP_VOCABULARY = ROOT / "presets" / "tokenizers" / "clip"
 CLIP_WORDS = 49_408
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|STUDIO_AUTH", re.IGNORECASE)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process that only computes gets of an environment: no token, password or key."""
+    return {name: value for name, value in environment.items() if not SECRET.search(name)}
 
 
 def default_threads() -> int:
@@ -27,6 +36,8 @@ class Settings(Frozen):
         data_dir: the data root.
         device: `auto` is CUDA if there is one, else Apple's MPS, else the CPU.
         cpu_threads: changes the last bits of every CPU result, so it is stored with each picture.
+        memory_plan: where models' parts lie; `automatic` is the fastest plan that fits into the device's free memory.
+        scorers: what finds a scorer of pictures for the Lab: a name, because no room may import the trainers'.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +52,8 @@ class Settings(Frozen):
     mcp: bool = False
     preview: bool = True
     cpu_threads: int = Field(default_factory=default_threads, ge=1, le=256)
+    memory_plan: PlanSetting = "automatic"
+    scorers: str = "trainers.scorers.choice:prompt_scorer"
 
     @property
     def credentials(self) -> tuple[str, str] | None:

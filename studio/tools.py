@@ -1,14 +1,16 @@
-"""Tools: small things that the process which draws does besides jobs: a preprocessor's preview, a check of an autoencoder.
+"""Tools: small things that the process which draws does besides jobs: a preprocessor's preview, a check of an autoencoder, the Lab.
 
 A call is answered once, between two jobs. Its pictures lie in the cache for a while; nothing of it is kept.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from studio.fields import Frozen
-from studio.records import ModelRef, PartRef
+from studio.records import Job, ModelRef, PartRef
 from studio.spec import ResizeMode
 
 
@@ -48,7 +50,44 @@ class CutoutCall(Frozen):
     painted: str | None = None
 
 
-ToolCall = Annotated[PreprocessCall | VaeCheckCall | CutoutCall, Field(discriminator="tool")]
+class LabCall(Frozen):
+    """Let a panel of the Lab work on a model; `values` of the answer are `studio.lab.Findings`.
+
+    Attributes:
+        panel: key of `studio.lab.PANELS`.
+        values: of its request; pictures as references.
+        job: resolved: the model, its size, the words with their LoRA.
+        shapes: whether the model draws the demo model's world, which the judge of shapes can read.
+    """
+
+    tool: Literal["lab"] = "lab"
+    panel: str
+    values: dict[str, Any]
+    job: Job
+    shapes: bool = False
+
+
+ToolCall = Annotated[PreprocessCall | VaeCheckCall | CutoutCall | LabCall, Field(discriminator="tool")]
+
+
+class ToolProgress(Frozen):
+    """How far a long call is: `step` of `steps`."""
+
+    type: Literal["tool_progress"] = "tool_progress"
+    call: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class ToolWatch:
+    """Who hears of a long call's steps, (step, steps), and may end it."""
+
+    told: Callable[[int, int], None] = lambda step, steps: None
+    stopped: Callable[[], bool] = lambda: False
+
+
+NOBODY = ToolWatch()
 
 
 class ToolAnswer(Frozen):

@@ -30,6 +30,7 @@ PROMPT = "a red circle on a blue background"
 PUBLIC = {
     "/merge",
     "/datasets",
+    "/lab",
     *("/train", "/estimate", "/runs", "/run", "/stop"),
     *("/txt2img", "/img2img", "/inpaint", "/upscale", "/models", "/schedulers", "/gallery", "/job", "/cancel"),
     *(
@@ -48,13 +49,13 @@ PUBLIC = {
 TEXT_FIELDS = {
     name: field
     for name, field in GenerationRequest.model_fields.items()
-    if facts_of(field)["group"] not in ("image", "inpaint", "outpaint", "control", "refiner")
+    if facts_of(field)["group"] not in ("image", "inpaint", "outpaint", "control", "refiner", "memory")
     and name
     not in (
         "pag_scale",
         "true_cfg_scale",
+        "prior_guidance_scale",
         "vae",
-        "vae_tiling",
         "loras",
         "styles",
     )  # what few need is said in `settings`

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.trust.f14_bans import breaches, modules
 from studio.settings import ROOT
 
 HEAVY = {"torch", "diffusers", "peft", "transformers", "accelerate", "controlnet_aux", "spandrel"}
@@ -14,6 +15,7 @@ PURE = {
     "spec",
     "events",
     "families",
+    "family",
     "few_steps",
     "family_table",
     "latent_colours",
@@ -23,10 +25,13 @@ PURE = {
     "errors",
     "lease",
     "loras",
+    "kohya_keys",
     "lora_blocks",
     "merging",
+    "memory",
     "doctor",
     "fields",
+    "visitors",
     "grid",
     "plots",
     "preprocessors",
@@ -46,6 +51,10 @@ PURE = {
     "records",
     "units",
     "tools",
+    "lab",
+    "lab_fields",
+    "lab_latents",
+    "lab_plane",
     "parts",
     "upscalers",
     "layouts",
@@ -55,6 +64,7 @@ PURE = {
     "file_kinds",
     "caption_edits",
     "training",
+    "yaml_text",
 }
 RULES = {  # a room may import from `studio` only these rooms, and never these libraries
     "pure": (PURE | {"store"}, HEAVY | {"gradio", "starlette", "cv2"}),
@@ -64,19 +74,6 @@ RULES = {  # a room may import from `studio` only these rooms, and never these l
     "ui": (PURE | {"store", "ui"}, HEAVY | {"cv2"}),
     "trainers": (PURE | {"engine", "store"}, {"gradio", "starlette"}),
 }
-BANNED_CALLS = {"eval", "exec", "os.system", "yaml.load", "torch.load", "pickle.load", "pickle.loads", "gr.load"}
-
-ALLOWED = {
-    "studio.convert_main": {"torch.load"}
-}  # the child of `convert`: opening a pickle, under limits, is all it is for
-
-
-def modules() -> dict[str, Path]:
-    files = [*ROOT.glob("studio/**/*.py"), *ROOT.glob("trainers/**/*.py"), ROOT / "app.py"]
-    return {
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
-        for path in files
-    }
 
 
 def imports(path: Path, *, top: bool = False) -> set[str]:
@@ -139,17 +136,10 @@ def test_the_page_process_never_imports_torch() -> None:
 
 @pytest.mark.parametrize("module", list(modules()))
 def test_bans(module: str) -> None:
-    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    source = modules()[module].read_text(encoding="utf-8")
+    assert not list(breaches(module, source))
+    for node in ast.walk(ast.parse(source)):
         assert not isinstance(node, ast.Global), f"{module}: global"
-        if isinstance(node, ast.Call):
-            banned = BANNED_CALLS - ALLOWED.get(module, set())
-            assert ast.unparse(node.func) not in banned, f"{module}:{node.lineno} {ast.unparse(node.func)}"
-            for keyword in node.keywords:
-                value = ast.unparse(keyword.value)
-                assert (keyword.arg, value) not in {("shell", "True"), ("trust_remote_code", "True")}, (
-                    f"{module}:{node.lineno}"
-                )
         if isinstance(node, ast.Assign | ast.AugAssign):
             for target in getattr(node, "targets", None) or [node.target]:  # type: ignore[union-attr]
                 base = ast.unparse(target).split(".")[0]

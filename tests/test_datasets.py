@@ -25,13 +25,15 @@ from studio.__main__ import main
 from studio.buckets import bucket_sizes, fill_buckets
 from studio.caption_edits import edit_of, tag_counts
 from studio.errors import InvalidRequest, StorageError
+from studio.findings import Change
+from studio.store.changes import Changes, Undone
 from studio.store.collections import Datasets
 from studio.store.kohya import read_kohya
 from studio.store.library import Library
 from studio.ui.datasets_api import DatasetsApi
 from studio.ui.routes import Routes
+from trainers.concepts import Concept
 from trainers.config_files import check_config
-from trainers.configs import Concept
 from trainers.data import Shown, conditioning_pixels, framed, mask_pixels, pixels_of
 from trainers.material import Pictures, fingerprint_problem
 from trainers.methods import METHODS
@@ -197,6 +199,23 @@ def test_a_phone_picture_of_48_megapixels(store: Datasets, tmp_path: Path) -> No
     assert found.size == (6048, 8064)  # upright
     with Image.open(store.thumbnail(NAME, found.name, 1280)) as small:
         assert small.size == (960, 1280)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_copies_do_not_say_where_they_were_taken(store: Datasets, tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0110], exif[0x0112] = "A phone", 6  # model, orientation
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0), 29: "2026:01:02"})
+    data = as_file(drawn(), kind, exif=exif)
+    assert Image.open(io.BytesIO(data)).getexif().get_ifd(0x8825)[2], "the test's own picture must say it"
+    added = bring(store, tmp_path, {f"phone.{kind.lower()}": data})
+    (name,) = added.pictures
+    kept = (store.folder(NAME) / name).read_bytes()
+    with Image.open(io.BytesIO(kept)) as image:
+        assert not image.getexif().get_ifd(0x8825) and b"2026:01:02" not in kept
+    assert any("(place, time, camera) was left out of the copy of" in note for note in added.notes)
+    again = bring(store, tmp_path, {"other name.x": data})
+    assert not again.pictures and "is the same picture as" in again.refused[0]
 
 
 def test_a_hundred_megapixels_are_told(store: Datasets, tmp_path: Path) -> None:
@@ -576,16 +595,22 @@ def test_a_full_disk_loses_no_caption(store: Datasets, tmp_path: Path, monkeypat
 
 def test_many_captions_at_once_and_back(store: Datasets, tmp_path: Path) -> None:
     bring(store, tmp_path, {"a.png": as_file(drawn(1)), "a.txt": b"a dog", "b.png": as_file(drawn(2))})
-    assert store.change_captions(NAME, {"a.png": "sks, a dog", "b.png": "sks"}) == 2
+    changes = Changes(store)
+
+    def write(**captions: str) -> int:
+        return changes.make(NAME, [Change(f"{name}.png", "caption", text) for name, text in captions.items()], "bulk")
+
+    assert write(a="sks, a dog", b="sks") == 2
     assert [one.caption for one in store.pictures(NAME)] == ["sks, a dog", "sks"]
-    assert store.undo_captions(NAME) == 2
+    assert changes.undo(NAME).number == 2
     assert [one.caption for one in store.pictures(NAME)] == ["a dog", None]
-    assert store.undo_captions(NAME) == 2 and store.pictures(NAME)[1].caption == "sks"
-    with pytest.raises(InvalidRequest, match="there is no picture"):
-        store.change_captions(NAME, {"a.png": "x", "gone.png": "y"})
-    assert store.pictures(NAME)[0].caption == "sks, a dog"  # nothing changed
+    for wrong in ({"a": "x", "gone": "y"}, {"a": "x", "b": "y" * 20_001}):
+        with pytest.raises(InvalidRequest, match=r"there is no picture|caption has"):
+            write(**wrong)
+    assert store.pictures(NAME)[0].caption == "a dog" and changes.last(NAME) == ""  # nothing changed
+    assert write(a="sks", b="sks") == 2
     store.remove(NAME, "b.png")
-    assert store.undo_captions(NAME) == 1  # of what is still there
+    assert changes.undo(NAME) == Undone("bulk", 1, ("b.png",))  # of what is still there
 
 
 def test_a_mask_has_the_size_of_its_picture(store: Datasets, tmp_path: Path) -> None:
@@ -617,6 +642,28 @@ def test_removed_is_not_lost(store: Datasets, tmp_path: Path) -> None:
             store.restore(NAME, wrong)
     kept = store.discard(NAME)
     assert store.names() == [] and (kept / "b.png").is_file()
+
+
+def test_the_trash_is_emptied_when_a_person_says_so(client: TestClient, store: Datasets, tmp_path: Path) -> None:
+    bring(store, tmp_path, {f"{name}.png": as_file(drawn(i)) for i, name in enumerate("abc")})
+    for name in ("a.png", "b.png"):
+        store.remove(NAME, name)
+    assert client.post(f"{PLACE}/empty", json={}).json() == {"number": 2}
+    assert store.removed(NAME) == [] and here(store) == ["c.png"] and not list(store.trash.rglob("*.png"))
+    store.discard(NAME)
+    store.create(NAME)
+    store.discard(NAME)
+    rows = client.get("/studio/discarded").json()["discarded"]
+    assert [one["name"] for one in rows] == [NAME, NAME] and sorted(one["bytes"] > 0 for one in rows) == [False, True]
+    full, empty = sorted(rows, key=lambda one: -one["bytes"])
+    assert client.post(f"/studio/discarded/{empty['id']}/erase").json()["discarded"] == [full]
+    store.create(NAME.upper())
+    assert client.post(f"/studio/discarded/{full['id']}/recall").json() == {"name": f"{NAME} 2"}
+    assert [one.name for one in store.pictures(f"{NAME} 2")] == ["c.png"]
+    for wrong in (full["id"], "..", "x%2f..%2fx", NAME):
+        for action in ("recall", "erase"):
+            assert client.post(f"/studio/discarded/{wrong}/{action}").status_code in (400, 404)
+    assert set(store.names()) == {f"{NAME} 2", NAME.upper()}
 
 
 def test_a_twin_keeps_the_caption(store: Datasets) -> None:
@@ -779,7 +826,9 @@ def test_the_command_lists_them(store: Datasets, tmp_path: Path, capsys: pytest.
 
 @pytest.fixture
 def client(store: Datasets) -> TestClient:
-    services: Any = SimpleNamespace(library=Library((), part_roots=()), public=False, datasets=store, training=None)
+    services: Any = SimpleNamespace(
+        library=Library((), part_roots=()), public=False, datasets=store, changes=Changes(store), training=None
+    )
     return TestClient(Starlette(routes=Routes(services).table()))
 
 
@@ -801,7 +850,9 @@ def test_every_change_is_a_route(client: TestClient, store: Datasets, tmp_path: 
     assert (row["caption"], row["size"], row["bucket"], row["enlarged"]) == ("sks, a dog", [400, 300], [384, 640], True)
     assert found["tags"] == [["sks", 1], ["a dog", 1]] or found["tags"] == [["a dog", 1], ["sks", 1]]
     assert found["buckets"] == [{"size": [384, 640], "pictures": 1, "enlarged": 1, "cut": pytest.approx(0.1)}]
-    assert client.post(f"{PLACE}/undo-captions", json={}).json() == {"number": 1}
+    assert found["undo"] == "Trigger word in front: sks"
+    undone = client.post(f"{PLACE}/undo", json={}).json()
+    assert undone == {"number": 1, "title": "Trigger word in front: sks", "changed_since": []}
     assert client.post(f"{PLACE}/remove", json={"picture": name}).status_code == 200
     assert client.get(f"{PLACE}?resolution=512&step=64").json()["removed"] == 1
     assert client.post(f"{PLACE}/restore", json={"all": True}).json() == {"number": 1}
@@ -824,7 +875,7 @@ def test_thumbnails_are_sent_once(client: TestClient, store: Datasets, tmp_path:
     [("caption", {"picture": "a.png"}), ("caption", {"picture": "gone.png", "text": "x"}), ("caption", {"picture": 3, "text": "x"}),
      ("caption", []), ("edit", {"picture": "a.png", "crop": "x"}), ("edit", {"picture": "a.png", "left_out": 1}), ("remove", {}),
      ("captions", {"edit": "run"}), ("add", {"upload": "x", "names": ["a"]}), ("add", {"upload": "a" * 32, "names": "a"}),
-     ("undo-captions", {}), ("add", {"upload": "../" * 10 + "aa", "names": ["a"]})],
+     ("undo", {}), ("add", {"upload": "../" * 10 + "aa", "names": ["a"]})],
 )  # fmt: skip
 def test_wrong_calls_are_one_sentence(
     client: TestClient, store: Datasets, tmp_path: Path, path: str, body: Any

@@ -77,7 +77,7 @@ def test_what_is_brought_and_written_is_still_there(page: Any, app: App, tmp_pat
     for side, value in (("Left", 100), ("Top", 0), ("Right", 400), ("Bottom", 300)):
         page.get_by_label(f"{side}, pixels").fill(str(value))
     page.wait_for_function(
-        "() => document.querySelector('#sd-crop').innerText.includes('300 x 300 pixels → bucket 512 x 512')"
+        "() => document.querySelector('#sd-crop').innerText.includes('300 x 300 pixels → bucket 128 x 128')"
     )
     page.get_by_role("button", name="Save crop").click()
     page.wait_for_function("() => document.querySelector('.sd-line')?.textContent.includes('cropped')")
@@ -134,7 +134,7 @@ def test_drop_change_all_captions_and_import(page: Any, app: App, tmp_path: Path
     page.click("#sd-undo")
     page.wait_for_function("() => document.querySelector('.sd-card textarea')?.value === 'a circle, red'")
     page.click("#sd-buckets summary")
-    page.wait_for_function("() => document.querySelector('#sd-bucket-rows').innerText.includes('512 x 512')")
+    page.wait_for_function("() => document.querySelector('#sd-bucket-rows').innerText.includes('128 x 128')")
     page.fill("#sd-resolution", "500")
     page.dispatch_event("#sd-resolution", "change")
     page.wait_for_function(

@@ -202,7 +202,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InvalidRequest, match=sentence) as caught:
             read_styles(path)
-        assert str(path) in str(caught.value)
+        assert path.name in str(caught.value) and str(tmp_path) not in str(caught.value)
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "wildcards" / "bad.txt").write_bytes(b"\xff\xff\x00")
     with pytest.raises(InvalidRequest, match=r"bad\.txt is no UTF-8 text"):

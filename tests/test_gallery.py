@@ -79,6 +79,8 @@ def test_a1111_files_are_read_as_far_as_they_go() -> None:
     assert (found.values["scheduler"], found.values["sigmas"], found.values["clip_skip"]) == ("DPM++ 2M", "karras", 1)
     assert (found.values["width"], found.values["height"], found.values["seed"]) == (512, 768, 123)
     assert any("v1-5" in note for note in found.notes)
+    spaced = from_parameters("x\nSteps: 4, Sampler: Euler, Schedule type: SGM Uniform").values
+    assert (spaced["scheduler"], spaced["sigmas"]) == ("Euler", "sgm_uniform")
     for hostile in ("Steps: 1," + " " * 50_000 + "!", "Steps: 1, " + "a" * 50_000, "Steps: 1" + ", a: " * 20_000):
         began = time.process_time()
         from_parameters(hostile)

@@ -1,7 +1,6 @@
 """The queue of training runs: real commands, followed through their folders only."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -9,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -22,10 +21,11 @@ from studio.store.library import Library
 from studio.store.priority import read_priority, set_priority
 from studio.store.prompt_reports import unknown_to
 from studio.store.runs import ALIVE, Runs
-from tests.training import config_of, draw_pictures
+from tests.training import Forked, config_of, draw_pictures, forks
 from trainers.config_files import dump_config
 
 LIMIT = 120.0
+STEPS = 20  # for each time that the app is killed
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,36 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class App:
-    """A runner over a data root, as an app has it; several may follow one another."""
+    """A runner over a data root, as an app has it; several may follow one another.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: data root.
+        start: how processes begin; None is the app's own way.
+        places: names of the machine's devices, the app's own first.
+        pictures_wait: whether pictures wait for a device.
+    """
+
+    begun: ClassVar[list["App"]] = []
+
+    def __init__(
+        self,
+        root: Path,
+        start: Any = Forked,
+        places: tuple[str, ...] = (),
+        pictures_wait: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.settings = Settings(data_dir=root, device="cpu", cpu_threads=1)
         self.changes = 0
-        self.runner = Runner(self.settings, Runs(self.settings.runs), self._changed, lambda: False)
+        told = {"place": places[0], "places": [{"name": name} for name in places]} if places else {}
+        self.runner = Runner(
+            self.settings, Runs(self.settings.runs), self._changed, pictures_wait, device=lambda: told, start=start
+        )
         self.runs = self.runner.runs
         self.library = Library(
             self.settings.model_folders, part_roots=self.settings.part_roots, runs=self.settings.runs
         )
         self.runner.start()
+        self.begun.append(self)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -54,16 +73,21 @@ class App:
         return self.runs.create("lora", name, dump_config(config))
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """End what a test that fails would leave at work: it would hold the device against all that follow."""
+    App.begun.clear()
+    yield
+    for app in App.begun:
+        app.runner.close()
+        for child, _ in app.runner._children.values():
+            child.kill()
+            child.wait()
+
+
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[App]:
-    app = App(tmp_path / "data")
-    yield app
-    app.runner.close()
-    for run_id in app.runs.ids():
-        for child, _ in [app.runner._children.get(run_id, (None, 0))]:
-            if child is not None:
-                child.kill()
-                child.wait()
+def app(tmp_path: Path) -> App:
+    return App(tmp_path / "data")
 
 
 def wait_for(done: Callable[[], Any]) -> Any:
@@ -139,7 +163,7 @@ def test_a_killed_run_is_told_as_interrupted_and_goes_on(app: App, pictures: Pat
 
 
 def _work_on(root: Path) -> None:
-    App(root)
+    App(root, start=None)
     time.sleep(LIMIT)
 
 
@@ -151,21 +175,24 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def kill_apps(root: Path, pictures: Path, kills: int) -> None:
     """Kill the app while a run goes on; each new one must see it as it is, and it must end as if nothing had happened."""
     runs = Runs(root / "runs")
-    config = config_of("lora", pictures, rank=2, max_train_steps=40 * kills, checkpointing_steps=20)
+    steps = STEPS * kills
+    config = config_of("lora", pictures, rank=2, train_batch_size=1, max_train_steps=steps, checkpointing_steps=STEPS)
     run_id, moments = runs.create("lora", "heart", dump_config(config)), random.Random(1)
-    waiting, context = True, multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_runs"])
-    for _ in range(kills):
+    waiting, context = True, forks()
+    for number in range(kills):
         child = context.Process(target=_work_on, args=(root,))
         child.start()
         if waiting:
             idle = Runner(Settings(data_dir=root, device="cpu", cpu_threads=1), runs, lambda: None, lambda: False)
             idle.enqueue(run_id)
             waiting = False
-        time.sleep(moments.uniform(0.1, 3.0))
+        if number == kills // 2:  # until now it loads, from now on it learns
+            wait_for(lambda: runs.story(run_id).step)
+        time.sleep(moments.uniform(0.1, 1.5))
         child.kill()
         child.join()
         seen, there = Runs(root / "runs"), processes_of(runs.folder(run_id))
+        assert len(there) <= 1, "an app began a run again that another one had begun"
         state = seen.state(run_id)
         if state in ALIVE:
             assert there, "it is told as working and no process does"
@@ -173,10 +200,12 @@ def kill_apps(root: Path, pictures: Path, kills: int) -> None:
             assert (root / "runs" / run_id / "final").is_dir()
         else:
             assert (state, Runner(idle.settings, seen, lambda: None, lambda: False).queue()) == ("new", [run_id])
-    last = App(root)
+    last = App(root, start=None)
+    for step in range(steps):  # however busy the machine is, as long as it goes on
+        wait_for(lambda step=step: last.runs.story(run_id).step > step)
     wait_for(lambda: last.runner.state(run_id) == "finished")
     last.runner.close()
-    assert sorted(last.runs.story(run_id).curves["loss"]) == list(range(1, 40 * kills + 1))
+    assert sorted(last.runs.story(run_id).curves["loss"]) == list(range(1, steps + 1))
     assert last.runs.story(run_id).notices == [] and last.runner.queue() == []
 
 
@@ -197,6 +226,63 @@ def test_a_run_that_cannot_begin_says_why_and_the_queue_goes_on(app: App, pictur
     wait_for(lambda: app.runner.state(bad) == "failed")
     assert "is no folder here" in app.runs.story(bad).error
     wait_for(lambda: app.runner.state(good) == "finished")
+
+
+def test_a_run_may_wait_for_the_night(tmp_path: Path) -> None:
+    app = App(tmp_path / "data")
+    app.runner.close()  # it looks when we say so
+    begun: list[str] = []
+    app.runner._spawn = begun.append  # type: ignore[method-assign]
+    late, soon = (app.runs.create("lora", name, "model: shapes\n") for name in ("late", "soon"))
+    for run_id in (late, soon):
+        app.runner.enqueue(run_id)
+    app.runner.hold(late, time.time() + 0.5)
+    after = Runner(app.settings, app.runs, lambda: None, lambda: False)
+    assert after.row(late)["after"] > time.time() and after.row(soon)["after"] is None, "a new app knows it"
+    app.runner._look()
+    assert begun == [soon], "what is behind it need not wait"
+    time.sleep(0.5)
+    app.runner._look()
+    assert begun == [soon, late]
+    for wrong in (time.time() - 5, time.time() + 9e6):
+        with pytest.raises(InvalidRequest, match="must be a moment of the next seven days"):
+            app.runner.hold(late, wrong)
+    app.runner.hold(late, None)
+    assert app.runner.row(late)["after"] is None
+    with pytest.raises(StudioError, match="does not wait"):
+        app.runner.hold(app.runs.create("lora", "third", "model: shapes\n"), None)
+
+
+def test_each_device_has_its_own_turn(tmp_path: Path, pictures: Path) -> None:
+    app = App(tmp_path / "data", places=("cpu", "mps"))
+    own, other, same = (app.create(pictures, name, max_train_steps=100_000) for name in ("own", "other", "same"))
+    for run_id, device in ((other, "mps"), (same, "cpu")):
+        app.runner.set_device(run_id, device)
+    with pytest.raises(InvalidRequest, match="device='cuda' is not there; there is: cpu, mps"):
+        app.runner.set_device(own, "cuda")
+    for run_id in (own, same, other):
+        app.runner.enqueue(run_id)
+    wait_for(lambda: app.runner.state(other) == "failed")
+    assert "device='mps' is not there" in app.runs.story(other).error
+    wait_for(lambda: app.runner.queue() == [same])
+    assert app.runner.state(own) == "running", "the app's own device is one, however a run names it"
+    with pytest.raises(StudioError, match="own is running; stop it first"):
+        app.runner.set_device(own, "mps")
+    app.runner.cancel(own)
+    wait_for(lambda: app.runner.state(same) in ("starting", "running"))
+    assert app.runner.row(same)["device"] == "cpu"
+
+
+def test_an_idle_queue_looks_once_at_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App(tmp_path / "data")
+    app.runner.close()
+    ids = [app.runs.create("lora", f"run{i}", "model: shapes\n") for i in range(5)]
+    app.runner.overview()
+    looks: list[str] = []
+    real = app.runs.story
+    monkeypatch.setattr(app.runs, "story", lambda run_id: (looks.append(run_id), real(run_id))[1])
+    assert [row["id"] for row in app.runner._look()] == app.runs.ids()
+    assert len(looks) <= 2 * len(ids)
 
 
 def test_the_estimate_is_the_trainers_own(app: App, pictures: Path) -> None:
@@ -265,12 +351,12 @@ def test_events_are_read_line_by_line_as_they_come(tmp_path: Path) -> None:
 def test_training_first_lets_pictures_wait_and_once_lets_them_go(tmp_path: Path, pictures: Path) -> None:
     from studio.lease import DeviceLease
 
-    app = App(tmp_path / "data")
+    waiting, got, stop = True, threading.Event(), threading.Event()
+    app = App(tmp_path / "data", pictures_wait=lambda: waiting)
     set_priority(app.settings.data_dir, "training")
     run_id = app.create(pictures, max_train_steps=100_000, checkpointing_steps=0)
     app.runner.enqueue(run_id)
     wait_for(lambda: app.runs.story(run_id).step > 2)
-    got, stop = threading.Event(), threading.Event()
 
     def draw() -> None:
         with DeviceLease("cpu").held(stop.is_set) as mine:
@@ -284,9 +370,9 @@ def test_training_first_lets_pictures_wait_and_once_lets_them_go(tmp_path: Path,
     assert not got.is_set()
     set_priority(app.settings.data_dir, "training", once=True)
     wait_for(got.is_set)
-    wait_for(
-        lambda: app.runner.state(run_id) == "yielded" or read_priority(app.settings.data_dir) == ("training", False)
-    )
+    wait_for(lambda: app.runner.state(run_id) == "yielded")
+    assert read_priority(app.settings.data_dir) == ("training", True)
+    waiting = False
     stop.set()
     thread.join()
     wait_for(lambda: read_priority(app.settings.data_dir) == ("training", False))

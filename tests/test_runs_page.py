@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -22,6 +23,7 @@ from studio.settings import Settings
 from studio.spec import GenerationRequest
 from studio.store import writer
 from studio.store.blobs import BlobStore
+from studio.store.headers import safetensors_problem
 from studio.store.library import Library
 from studio.store.lora_cards import write_notes
 from studio.store.lora_facts import read_lora_facts
@@ -32,7 +34,7 @@ from studio.store.runs import Runs, Story
 from studio.store.votes import Vote, next_pair, pairs_of, ranking
 from studio.ui.run_routes import RunRoutes
 from studio.ui.runs_tab import RunsTab, without_run
-from tests.training import config_of, draw_pictures, train
+from tests.training import config_of, content, draw_pictures, train
 
 QUICK = {"width": 64, "height": 64, "num_inference_steps": 2}
 PROMPTS = ["a sks heart", "a sks heart, on a blue background"]
@@ -97,7 +99,7 @@ def test_a_run_is_told_with_all_that_a_page_shows(page: Page) -> None:
     assert [(one["step"], one["name"], one["kind"]) for one in told["results"]] == [
         (2, "heart-000002", "lora"), (4, "heart-000004", "lora"), (-1, "heart", "lora"),
     ]  # fmt: skip
-    assert told["results"][-1]["kohya"] and not told["results"][0]["kohya"]
+    assert all(one["kohya"] for one in told["results"])
     assert list(told["samples"]) == ["2", "4"] and told["prompts"] == PROMPTS
     assert {told["said"][name] for name in told["samples"]["2"]} == set(PROMPTS)
     assert "\n# heart\n" in told["card"] and told["config"]["rank"] == 2
@@ -132,8 +134,9 @@ def test_samples_and_files_are_sent(page: Page) -> None:
     assert Image.open(io.BytesIO(small.content)).size == (320, 160)
     for step, path in page.runs.results("heart").items():
         assert page.get(f"run/heart/file/{'final' if step < 0 else step}").content == path.read_bytes()
-    kohya = page.get("run/heart/file/kohya")
+    kohya = page.get("run/heart/file/final?keys=kohya")
     assert b"lora_unet_" in kohya.content[:9000] and "heart-kohya.safetensors" in kohya.headers["content-disposition"]
+    assert page.runs.results("heart")[-1].with_name("heart-kohya.safetensors").read_bytes() == kohya.content
     for wrong in (
         "sample/..%2fconfig.yaml",
         "sample/config.yaml",
@@ -145,6 +148,43 @@ def test_samples_and_files_are_sent(page: Page) -> None:
     ):
         assert page.get(f"run/heart/{wrong}").status_code == 404, wrong
     assert page.get("run/nothing/file/final").status_code == 404
+
+
+def test_class_images_are_shown_as_they_come(page: Page) -> None:
+    folder = page.settings.data_dir / "cache" / "class" / ("a" * 32)
+    folder.mkdir(parents=True)
+    assert page.runner.runs.folder("heart") and page.get("run/heart").json()["class"] is None
+    (page.runs.folder("heart") / "class.json").write_text(json.dumps({"folder": folder.name, "number": 3}))
+    for name in ("000000.png", "000001.png", "other.png"):
+        Image.new("RGB", (400, 200), "red").save(folder / name)
+    page.post("run/heart/prompts", {"prompts": PROMPTS})  # an action lets the next page read anew
+    assert page.get("run/heart").json()["class"] == {"number": 3, "pictures": ["000000.png", "000001.png"]}
+    assert page.get("run/heart/class/000001.png").content == (folder / "000001.png").read_bytes()
+    assert Image.open(io.BytesIO(page.get("run/heart/class/000001.png?small=1").content)).format == "WEBP"
+    for wrong in ("other.png", "000002.png", "..%2f..%2fconfig.yaml"):
+        assert page.get(f"run/heart/class/{wrong}").status_code == 404
+    (page.runs.folder("heart") / "class.json").write_text('{"folder": "../x", "number": 3}')
+    assert page.get("run/heart/class/000001.png").status_code == 404
+
+
+def test_kohyas_keys_are_made_when_somebody_asks(page: Page, tmp_path: Path) -> None:
+    written = page.runs.results("heart")[-1].with_name("heart-kohya.safetensors")
+    theirs = content(written)
+    written.unlink()
+    late = page.get("run/heart/file/final?keys=kohya")
+    assert late.headers["content-disposition"].endswith('"heart-kohya.safetensors"')
+    assert int(late.headers["content-length"]) == len(late.content)
+    (tmp_path / "late.safetensors").write_bytes(late.content)
+    mine = content(tmp_path / "late.safetensors")
+    assert mine.pop("__metadata__").items() >= theirs.pop("__metadata__").items()
+    assert mine == theirs and load_file(tmp_path / "late.safetensors")
+    first = page.get("run/heart/file/2?keys=kohya")
+    assert b"lora_unet_" in first.content[:9000] and first.content != late.content
+    assert safetensors_problem(tmp_path / "late.safetensors") is None
+    path = page.runs.results("heart")[4]
+    path.write_bytes(path.read_bytes().replace(b".lora_A.weight", b".hada_w1.weigh"))
+    refused = page.get("run/heart/file/4?keys=kohya")
+    assert refused.status_code == 404 and "heart-000004 is no plain LoRA" in refused.json()["error"]
 
 
 def test_every_action_says_what_it_cannot_do(page: Page) -> None:
@@ -248,7 +288,7 @@ def test_a_model_and_an_embedding_are_kept_in_their_own_places(tmp_path: Path) -
     for name, place in (("m", "checkpoints/k"), ("e", "embeddings/k.safetensors"), ("c", "controlnets/k")):
         assert keep(runs, name, find_result(runs, name, -1), tmp_path / "models", "k", {}) == f"models/{place}"
     assert (tmp_path / "models/checkpoints/k/unet/w.safetensors").stat().st_size == 3_000_000
-    with pytest.raises(StudioError, match="draws without words"):
+    with pytest.raises(StudioError, match="Generate does not draw with"):
         keep(runs, "u", find_result(runs, "u", "final"), tmp_path / "models", "k", {})
     pieces = list(zipped(find_result(runs, "m", "final").path))
     assert max(map(len, pieces)) < 1_200_000, "the archive is never whole in memory"

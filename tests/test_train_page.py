@@ -8,40 +8,32 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.processes import free_port
-from tests.conftest import App, launch, wait_for
-from tests.test_browser import CHROMIUM, FLAGS, pytestmark, turn_to
+from tests.conftest import App, wait_for
+from tests.test_browser import chrome, pytestmark, turn_to  # noqa: F401
 from tests.training import draw_pictures
-
-__all__ = ["pytestmark"]
 
 
 @pytest.fixture(scope="module")
-def hearts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    data = tmp_path_factory.mktemp("app")
-    draw_pictures(data / "datasets" / "hearts")
-    draw_pictures(data / "datasets" / "stars", 2)
-    app = launch(data, "--port", str(free_port()))
-    yield app
-    app.stop()
+def hearts(app: App) -> App:
+    """The app of all tests that only use it, with pictures to learn from."""
+    draw_pictures(app.data / "datasets" / "hearts")
+    draw_pictures(app.data / "datasets" / "stars", 2)
+    return app
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["laptop", "phone"])
-def page(hearts: App, request: pytest.FixtureRequest) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
+def page(chrome: Any, hearts: App, request: pytest.FixtureRequest) -> Iterator[Any]:  # noqa: F811
     width, height = request.param
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab: Any = browser.new_context(viewport={"width": width, "height": height}).new_page()
-        tab.set_default_timeout(60_000)
-        tab.problems = []
-        tab.on("pageerror", lambda error: tab.problems.append(str(error)))
-        tab.goto(hearts.url, wait_until="domcontentloaded")
-        tab.wait_for_selector("#st-viewer")
-        yield tab
-        assert tab.problems == []
-        browser.close()
+    context = chrome.new_context(viewport={"width": width, "height": height})
+    tab: Any = context.new_page()
+    tab.set_default_timeout(60_000)
+    tab.problems = []
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.goto(hearts.url, wait_until="domcontentloaded")
+    tab.wait_for_selector("#st-viewer")
+    yield tab
+    assert tab.problems == []
+    context.close()
 
 
 def opened(page: Any) -> None:
@@ -87,7 +79,7 @@ def test_wrong_values_are_told_beside_their_field_in_its_accordion(page: Any, he
     page.fill("#train-rank input", "4")
     page.wait_for_selector("#train-rank .train-problem", state="detached")
     page.click("#train-command-line > button")
-    page.wait_for_function("() => document.querySelector('#train-command textarea').value.includes('rank: 4')")
+    page.wait_for_function("() => document.querySelector('#train-command textarea')?.value.includes('rank: 4')")
     kept = json.loads(page.evaluate("() => localStorage.getItem('studio-train')"))
     assert kept["method"] == "lora" and kept["rank"] == 4
     folder = Path(hearts.data) / "runs"

@@ -13,11 +13,14 @@ import yaml
 from safetensors.numpy import save_file
 
 from studio.errors import InvalidRequest, StudioError
+from studio.events import Place, Ready
 from studio.executors.dispatcher import Dispatcher
 from studio.executors.runner import Runner
 from studio.executors.worker import make_executor
 from studio.families import FAMILIES
 from studio.settings import ROOT, Settings
+from studio.store.changes import Changes
+from studio.store.collections import Datasets
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore
@@ -53,11 +56,12 @@ def services_of(data: Path) -> Services:
     library = Library(settings.model_folders, database, settings.part_roots, settings.runs)
     executor = make_executor(settings, gallery, lambda event: None)
     dispatcher = Dispatcher(executor, JobStore(database), library, gallery.blobs)
-    runner = Runner(settings, Runs(settings.runs), lambda: None, lambda: False)
+    runner = Runner(settings, Runs(settings.runs), lambda: None, lambda: False, device=dispatcher.device)
     training = Training(runner.runs, runner, CLASSES, check_config, dump_config, PRESETS)
     nothing: Any = None
     policy = policy_for(host="127.0.0.1", share=False, auth=None)
-    kept = [nothing] * 5  # downloads, tokens, and what datasets need
+    datasets = Datasets(data / "datasets")
+    kept = [nothing, nothing, datasets, Changes(datasets), nothing]  # neither downloads nor captions
     return Services(settings, policy, dispatcher, nothing, gallery, library, *kept, training=training)
 
 
@@ -78,12 +82,8 @@ def desk(services: Services) -> TrainDesk:
 class Page:
     """The tab's form as a browser holds it: handlers are called with its values, their answers change it."""
 
-    def __init__(self, services: Services) -> None:
-        self.tab = TrainTab(services)
-        with gr.Blocks() as page:
-            self.tab.build_wish()
-            with gr.Tabs() as tabs, gr.Tab("Train", id="train") as tab:
-                self.tab.build(page, tab, tabs)
+    def __init__(self, tab: TrainTab) -> None:
+        self.tab = tab
         self.values = {name: box.value for name, box in self.tab.inputs.items()}
         self.visible = {name: box.visible for name, box in self.tab.inputs.items()}
         self.names = {id(box): name for name, box in self.tab.inputs.items()}
@@ -116,9 +116,20 @@ class Page:
         return self.tab.desk.config(method, settled)
 
 
+@pytest.fixture(scope="module")
+def tab(services: Services) -> TrainTab:
+    """The tab, built once: it holds nothing of a visitor."""
+    made = TrainTab(services)
+    with gr.Blocks() as page:
+        made.build_wish()
+        with gr.Tabs() as tabs, gr.Tab("Train", id="train") as place:
+            made.build(page, place, tabs)
+    return made
+
+
 @pytest.fixture
-def page(services: Services) -> Page:
-    return Page(services)
+def page(tab: TrainTab) -> Page:
+    return Page(tab)
 
 
 def beginner(page: Page, method: str) -> Page:
@@ -138,7 +149,8 @@ def test_what_is_offered_is_what_the_trainers_can_ask() -> None:
         pipeline = getattr(diffusers, next(iter(family.pipelines.values())))
         parameters = inspect.signature(pipeline.__init__).parameters
         network = (parameters.get("unet") or parameters["transformer"]).annotation
-        assert (getattr(network, "__name__", str(network)) in DENOISERS) == (name in TAUGHT["lora"]), name
+        asked = getattr(network, "__name__", str(network)) in DENOISERS and not family.prior
+        assert asked == (name in TAUGHT["lora"]), name
         assert name not in TAUGHT["textual-inversion"] or family.prompts in ("clip", "sdxl")
     assert set(TAUGHT) == set(METHODS) - {"unconditional"} and set(CARDS) == set(METHODS)
 
@@ -373,7 +385,7 @@ def _following(page: Page) -> list[Any]:
 def test_a_form_is_shown_again_as_the_browser_kept_it(page: Page, services: Services) -> None:
     beginner(page, "full").type(seed=5, resolution="64, 128")
     saved = json.dumps(page.values)
-    other = Page(services)
+    other = Page(page.tab)
     other.take(other.tab.restore(saved))
     assert other.config() == page.config() and other.values["method"] == "full"
     for damaged in ("", "[]", "{}", '{"method": "x"}', "no", json.dumps({"method": "lora", "base": "x"})):
@@ -511,6 +523,39 @@ def test_programs_train_through_the_endpoints(services: Services, desk: TrainDes
         api.train("x", {})
     with pytest.raises(StudioError):
         api.train("lora", values, [{"prompt": "x", "width": 3}])
+
+
+def test_a_run_is_given_its_device(page: Page, services: Services) -> None:
+    assert services.training
+    assert not page.visible["device"], "a choice of one is none"
+    cards = [Place(name=f"cuda:{i}", title="RTX", memory=24 * 2**30) for i in range(2)]
+    places = (*cards, Place(name="cpu", title="CPU"))
+    services.dispatcher.hear(Ready(device="RTX", place="cuda:0", places=places))
+    try:
+        controls = page.tab.form.controls
+        boxes = [controls["dataset"], controls["model"], page.tab.device]
+        page.take(page.tab.choices("lora", "hearts", "shapes", None), boxes)
+        assert page.visible["device"] and page.values["device"] == ""
+        assert [name for _, name in page.tab.desk.places()] == ["", "cuda:1", "cpu"]
+        assert page.tab.desk.places()[0][0] == "That of the app (RTX, 24 GiB)"
+        beginner(page, "lora").type(device="cuda:1")
+        assert page.values["device"] == "cuda:1" and "--device cuda:1" in page.tab._checked(page.values)[0]
+        run_id = json.loads(page.tab.start(**page.values)[0])["run"]
+        row = services.training.runner.row(run_id)
+        assert (row["state"], row["device"]) == ("queued", "cuda:1")
+        services.training.runner.set_device(run_id, "")
+        assert services.training.runner.row(run_id)["device"] == ""
+        other = Page(page.tab)
+        other.take(other.tab.restore(json.dumps(page.values)))
+        assert other.values["device"] == "cuda:1"
+        told = json.loads(page.tab.start(**page.type(device="cuda:5").values)[0])["error"]
+        assert told == "device='cuda:5' is not there; there is: cuda:0, cuda:1, cpu"
+        other.take(other.tab.restore(json.dumps(page.values)))
+        assert other.values["device"] == "", "a card that was taken out is not chosen"
+    finally:
+        services.dispatcher.hear(Ready(device="CPU"))
+    with pytest.raises(InvalidRequest, match="device='gpu' is not there"):
+        TrainingApi(services).train("lora", page.tab.settled(page.values)[1], device="gpu")
 
 
 def test_strangers_are_refused(services: Services) -> None:

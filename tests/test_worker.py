@@ -18,8 +18,9 @@ from studio.spec import GenerationRequest
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
 from studio.store.jobs import JobStore, new_job_id
+from studio.store.lab_calls import lab_call
 from studio.store.library import Library
-from studio.tools import PreprocessCall
+from studio.tools import PreprocessCall, ToolProgress
 from tests.conftest import MODELS, wait_for
 
 PROMPT = "a red circle on a blue background"
@@ -309,6 +310,25 @@ def test_a_row_of_another_version_does_not_stop_the_queue(tmp_path: Path, librar
     database.execute("INSERT INTO jobs(id, rank, state, owner, job) VALUES ('old', 1, 'queued', 'me', '{}')")
     assert jobs.claim() is None
     assert jobs.waiting() == []
+
+
+def test_a_long_call_tells_of_its_steps_and_can_be_stopped(running: Dispatcher) -> None:
+    call = lab_call(running.library, "guidance", {"scales": (1,), "pictures": 2, "num_inference_steps": 100}, "shapes")
+    heard: list[ToolProgress] = []
+
+    def hear(progress: ToolProgress) -> None:
+        heard.append(progress)
+        if len(heard) == 2:
+            running.stop_tool("another")
+            running.stop_tool("mine")
+
+    with pytest.raises(StudioError, match="Stopped before there was anything to show"):
+        running.ask(call, "mine", hear)
+    assert [(one.step, one.steps) for one in heard[:2]] == [(1, 100), (2, 100)]
+    assert len(heard) < 50
+    running.stop_tool("mine")  # it is over: nothing that comes later may be stopped by that
+    short = call.model_copy(update={"values": call.values | {"num_inference_steps": 2}})
+    assert running.ask(short, "mine").values["tables"][0]["rows"]
 
 
 def test_a_tool_that_nobody_waits_for_is_left_out(running: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,54 +2,12 @@
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.trust.faults import every_fault
 from studio.store import writer
-
-CALLS = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "close")
-
-
-class Faults:
-    """Fails the n-th system call of `os`, as SQLite's tests do; `short` writes half of what was asked instead."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, nth: int, error: int, *, short: bool = False) -> None:
-        self.count, self.fired = 0, False
-        for name in CALLS:
-            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name), nth, error, short))
-
-    def _wrap(self, name: str, real: Callable, nth: int, error: int, short: bool) -> Callable:
-        def call(*args, **kwargs):
-            self.count += 1
-            if self.count == nth:
-                self.fired = True
-                if short and name == "write":
-                    return real(args[0], bytes(args[1])[: max(1, len(args[1]) // 2)])
-                if name == "close":
-                    real(*args)
-                raise OSError(error, os.strerror(error))
-            return real(*args, **kwargs)
-
-        return call
-
-
-def every_fault(work: Callable[[], None], check: Callable[[bool], None], error: int, *, short: bool = False) -> int:
-    """Run `work` with call 1, 2, 3 … failing until none fails; `check(done)` after each."""
-    for nth in range(1, 500):
-        with pytest.MonkeyPatch.context() as patch:
-            faults = Faults(patch, nth, error, short=short)
-            try:
-                work()
-                done = True
-            except OSError:
-                done = False
-        check(done)
-        if not faults.fired:
-            assert done
-            return nth - 1
-    raise AssertionError("the loop did not end")
 
 
 def names(folder: Path) -> set[str]:

@@ -486,6 +486,69 @@ def sdxl_turbo() -> Any:
     return pipe
 
 
+def kandinsky(kind: str = "", width: int = WIDE) -> Any:
+    """Build a decoder with its prior (a kind of "" or "inpaint"), or the prior alone, as it lies on the Hub ("prior").
+
+    Args:
+        kind: of the model.
+        width: of the embedding of a picture.
+    """
+    import diffusers
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    tokenizer = clip_tokenizer()
+    sees = CLIPVisionConfig(
+        hidden_size=width, projection_dim=width, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    prior = {
+        "prior": diffusers.PriorTransformer(
+            num_attention_heads=2, attention_head_dim=12, embedding_dim=width, num_layers=1
+        ).eval(),
+        "image_encoder": CLIPVisionModelWithProjection(sees).eval(),
+        "text_encoder": clip(tokenizer, width, projected=True),
+        "tokenizer": tokenizer,
+        "scheduler": diffusers.UnCLIPScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
+        ),
+        "image_processor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    }
+    prior["prior"].clip_std.data.fill_(1.0)  # else every embedding is 0
+    if kind == "prior":
+        return diffusers.KandinskyV22PriorPipeline(**prior)
+    decoder = diffusers.UNet2DConditionModel(
+        in_channels=9 if kind else 4,
+        out_channels=8,  # half of them say the variance
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        encoder_hid_dim=width,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+    )
+    movq = diffusers.VQModel(
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4, norm_num_groups=4, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
+    )  # fmt: skip
+    schedule = diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False, variance_type="learned_range"
+    )
+    together = diffusers.KandinskyV22InpaintCombinedPipeline if kind else diffusers.KandinskyV22CombinedPipeline
+    parts = {f"prior_{name}": part for name, part in prior.items()}
+    return together(unet=decoder.eval(), scheduler=schedule, movq=movq.eval(), **parts)
+
+
+KANDINSKY_MODELS: dict[str, Callable[[], Any]] = {
+    "kandinsky": kandinsky,
+    "kandinsky-inpaint": lambda: kandinsky("inpaint"),
+    "hub/decoder": lambda: kandinsky().decoder_pipe,
+    "hub/prior": lambda: kandinsky("prior"),
+}
 FAMILY_MODELS: dict[str, Callable[[], Any]] = {
     "sdxl": sdxl,
     "sd3": sd3,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import pkgutil
 import secrets
 import threading
 from collections.abc import Callable
@@ -9,16 +10,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from studio.errors import StudioError
-from studio.events import Event, Failed, Finished, Stop
+from studio.events import Event, Failed, Finished, Ready, Stop
+from studio.executors.breaker import LOST, poisoned
 from studio.lease import DeviceLease
 from studio.records import ImageRecord, Job, ModelRef
 from studio.settings import Settings
 from studio.store.gallery import Gallery, new_image_id, utc_now
-from studio.tools import ToolAnswer, ToolCall
+from studio.tools import ToolAnswer, ToolCall, ToolProgress, ToolWatch
 
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Event], None]
+Heard = Callable[[ToolProgress], None]
+STOPPED = "Stopped before it began"
+
+
+def unheard(progress: ToolProgress) -> None:
+    """Take progress that nobody wants to hear of."""
 
 
 class Executor(Protocol):
@@ -33,12 +41,18 @@ class Executor(Protocol):
     def run(self, job: Job, emit: Emit) -> None:
         """Do a job; returns after `Finished` or `Failed` was emitted."""
 
-    def ask(self, tool: ToolCall) -> ToolAnswer:
-        """Let a tool do its work between two jobs; waits for the answer, whose `problem` says if there is none."""
+    def ask(self, tool: ToolCall, call: str = "", heard: Heard = unheard) -> ToolAnswer:
+        """Let a tool do its work between two jobs; waits for the answer, whose `problem` says if there is none.
+
+        Args:
+            tool: what to do.
+            call: an id by which `stop` can end it; "" makes one.
+            heard: told of the progress of a long call.
+        """
         ...
 
     def stop(self, job_id: str, kind: Stop) -> None:
-        """Ask the running job to `interrupt` or to `skip` the group at hand; ignored if it is another job."""
+        """Ask the running job or call to `interrupt`, or a job to `skip` the group at hand; ignored if it is another."""
 
     def close(self) -> None:
         """End the process or free the memory."""
@@ -89,13 +103,31 @@ def open_engine(settings: Settings) -> Any:
     from studio.engine.engine import Engine
 
     device = open_device(settings.device, settings.cpu_threads)
-    return Engine(device, utc_now, new_image_id, settings.annotators)
+
+    def find_scorer(shapes: bool) -> Any:
+        return pkgutil.resolve_name(settings.scorers)(shapes, settings.part_roots, device.place)
+
+    return Engine(device, utc_now, new_image_id, settings.annotators, find_scorer, settings.memory_plan)
+
+
+def ready(device: Any) -> Ready:
+    """Return what an opened `engine.devices.Device` tells pages, with the other devices of this machine."""
+    from studio.engine.devices import device_places
+
+    free, total = device.memory or (None, None)
+    return Ready(
+        device=device.title, place=str(device.place), places=device_places(), memory_free=free, memory_total=total
+    )
 
 
 def run_job(
     open_engine: Callable[[], Any], gallery: Gallery, job: Job, emit: Emit, flag: StopFlag, previews: Path | None
-) -> None:
-    """Do a job: open the engine, wait for the device, generate, commit to the gallery; every failure becomes an event."""
+) -> bool:
+    """Do a job: open the engine, wait for the device, generate, commit to the gallery; every failure becomes an event.
+
+    Returns:
+        Whether this process can do another; not if its device is lost to it.
+    """
 
     def commit(png: bytes, record: ImageRecord) -> str:
         return str(gallery.commit(png, record, job.owner))
@@ -111,24 +143,50 @@ def run_job(
                 engine.generate(job, gallery.blobs.open, commit, watch)
             else:
                 emit(Finished(job=job.id, interrupted=True))
-    except StudioError as error:
-        logger.warning("job %s: %s", job.id, error)
-        emit(Failed(job=job.id, code=error.code, message=str(error)))
     except Exception as error:  # a process boundary: a job that fails must not end the process that does the next one
-        logger.exception("job %s", job.id)
-        message = f"This is a fault in Studio ({type(error).__name__}: {error}); the log has the details"
-        emit(Failed(job=job.id, code="bug", message=message))
+        return _tell(error, job, emit)
     finally:
         if preview:
             preview.remove()
+    return True
 
 
-def run_tool(open_engine: Callable[[], Any], gallery: Gallery, call: str, tool: ToolCall, made: Path) -> ToolAnswer:
+def _tell(error: Exception, job: Job, emit: Emit) -> bool:
+    """Make an event of what ended a job; return whether this process can do another."""
+    if poisoned(error):
+        logger.exception("job %s: the device is lost to this process", job.id)
+        first = str(error).strip().partition("\n")[0][:200]
+        message = f"The device failed ({first}); the process that draws is started anew. You can run this again."
+        emit(Failed(job=job.id, code=LOST, message=message))
+        return False
+    if isinstance(error, StudioError):
+        logger.warning("job %s: %s", job.id, error)
+        emit(Failed(job=job.id, code=error.code, message=str(error)))
+    else:
+        logger.exception("job %s", job.id)
+        message = f"This is a fault in Studio ({type(error).__name__}: {error}); the log has the details"
+        emit(Failed(job=job.id, code="bug", message=message))
+    return True
+
+
+def run_tool(
+    open_engine: Callable[[], Any],
+    gallery: Gallery,
+    tool: ToolCall,
+    made: Path,
+    *,
+    call: str,
+    heard: Heard,
+    flag: StopFlag,
+) -> ToolAnswer:
     """Do a tool's work; its pictures are written into `made`, and every failure becomes a sentence."""
+    watch = ToolWatch(lambda step, steps: heard(ToolProgress(call=call, step=step, steps=steps)), flag.interrupted)
     try:
         engine = open_engine()
-        with DeviceLease(engine.device.key).held():
-            values, pictures = engine.use_tool(tool, gallery.blobs.open)
+        with DeviceLease(engine.device.key).held(flag.interrupted) as mine:
+            if not mine:
+                return ToolAnswer(call=call, problem=STOPPED)
+            values, pictures = engine.use_tool(tool, gallery.blobs.open, watch)
         made.mkdir(parents=True, exist_ok=True)
         names = {name: secrets.token_hex(16) for name in pictures}
         for name, png in pictures.items():

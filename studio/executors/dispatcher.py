@@ -12,7 +12,9 @@ from typing import Any
 
 from studio.errors import InvalidRequest, StudioError
 from studio.events import Event, Failed, Finished, ImageReady, Notice, Preview, Progress, Ready, Started
-from studio.executors.base import Executor
+from studio.executors.base import Executor, Heard, unheard
+from studio.executors.breaker import Breaker
+from studio.executors.calls import Calls
 from studio.records import Job
 from studio.spec import SEED_MAX, GenerationRequest
 from studio.store.blobs import BlobStore, is_reference
@@ -21,11 +23,11 @@ from studio.store.jobs import CANCELLED, DONE, FAILED, RUNNING, WAITING, Entry, 
 from studio.store.library import Library
 from studio.tools import ToolAnswer, ToolCall
 from studio.units import pictures_of
+from studio.visitors import EVERYBODY, Visitors
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 500
-TOOLS_WAITING = 4
 NOTICES = 200  # jobs whose notices are remembered; their pictures say them for good
 SHOWN_WAITING = 100  # places of the queue that a page lists
 
@@ -56,13 +58,22 @@ class Dispatcher:
         library: resolves models.
         blobs: the pictures that requests name.
         preview: default of `Job.preview`.
+        visitors: on a public page, what each of them may have.
     """
 
     def __init__(
-        self, executor: Executor, jobs: JobStore, library: Library, blobs: BlobStore, *, preview: bool = True
+        self,
+        executor: Executor,
+        jobs: JobStore,
+        library: Library,
+        blobs: BlobStore,
+        *,
+        preview: bool = True,
+        visitors: Visitors | None = None,
     ) -> None:
         self.executor, self.jobs, self.library, self.blobs = executor, jobs, library, blobs
-        self._preview = preview
+        self._preview, self._visitors = preview, visitors
+        self._room = threading.Lock()  # between a look for room and what takes it
         self._changed = threading.Condition()
         self._version = 0
         self._listeners: set[Callable[[], None]] = set()
@@ -70,7 +81,8 @@ class Dispatcher:
         self._notices: dict[str, list[str]] = {}
         self._device: dict[str, Any] = {"state": "starting"}
         self._closing = False
-        self._tools = threading.BoundedSemaphore(TOOLS_WAITING)  # each holds a thread that answers pages
+        self._breaker = Breaker()
+        self._calls = Calls(executor)
         self._thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
 
     def start(self, warm_model: str) -> None:
@@ -96,6 +108,8 @@ class Dispatcher:
                 "state": "failed" if event.problem else "ready",
                 "problem": event.problem,
                 "name": event.device,
+                "place": event.place,
+                "places": [place.model_dump() for place in event.places],
                 "memory_free": event.memory_free,
                 "memory_total": event.memory_total,
             }
@@ -107,23 +121,50 @@ class Dispatcher:
         Raises:
             StudioError: one sentence about what is wrong with it.
         """
-        self.check_room(1)
+        self.check_room(1, owner)
         job = self.prepare(request, owner)
         self.enqueue([job], forever=forever)
         return job
 
-    def check_room(self, number: int) -> None:
+    def check_room(self, number: int, owner: str) -> None:
         """Refuse jobs that the queue has no place for.
 
         Raises:
-            StudioError: if fewer than `number` more can wait.
+            StudioError: if fewer than `number` more can wait, or the visitor has a full share already.
         """
         if self.jobs.count_waiting() + number > MAX_WAITING:
             raise StudioError(f"the queue is full ({MAX_WAITING} jobs wait at most); cancel some or wait")
+        if visitors := self._visitors_of(owner):
+            visitors.check_room(owner, number, self.jobs.open_by_owner(), self.jobs.bytes_of_others(EVERYBODY))
 
     def enqueue(self, jobs: list[Job], *, forever: bool = False) -> None:
-        """Queue jobs that `prepare` made, all or none; they are in the journal when this returns."""
-        self.jobs.add(*jobs, forever=forever)
+        """Queue jobs that `prepare` made, all or none; they are in the journal when this returns.
+
+        Raises:
+            StudioError: if there is no room for them.
+        """
+        if not jobs:
+            return
+        owner = jobs[0].owner
+        with self._room:
+            self.check_room(len(jobs), owner)
+            if visitors := self._visitors_of(owner):
+                number = sum(job.request.num_images_per_prompt for job in jobs)
+                visitors.spend(owner, "pictures", number, visitors.limits.pictures)
+            self.jobs.add(*jobs, forever=forever)
+        self._touch()
+
+    def device(self) -> dict[str, Any]:
+        """Return what the process that draws says of its device, and of the others of this machine."""
+        return self._device
+
+    def _visitors_of(self, owner: str) -> Visitors | None:
+        """Return what counts an owner's work; None for whoever is at home here."""
+        return self._visitors if owner != EVERYBODY else None
+
+    def go_on(self) -> None:
+        """Begin jobs again after the queue was stopped, because one process after the other died."""
+        self._breaker.close()
         self._touch()
 
     def announce(self) -> None:
@@ -139,24 +180,24 @@ class Dispatcher:
         for name, given in pictures_of(request).items():
             if not is_reference(given):
                 raise InvalidRequest(name, f"{name} must be a picture that was uploaded, not a path")
+        visitors = self._visitors_of(owner)
+        if visitors:  # before anything is expanded
+            enlarged = request.image if request.only_enlarges else None
+            visitors.limits.check(request, self.blobs.open(enlarged, "image").size if enlarged else (0, 0))
         size = canvas_size(request, self.blobs)
-        return self.library.job(request, secrets.randbelow(SEED_MAX - 64), size, owner=owner, preview=self._preview)
+        job = self.library.job(request, secrets.randbelow(SEED_MAX - 64), size, owner=owner, preview=self._preview)
+        if visitors:  # with the model's own size and steps, and what templates became
+            for first in range(0, job.request.num_images_per_prompt, job.request.batch_size):
+                visitors.limits.check(job.of_group(first).request)
+        return job
 
-    def ask(self, tool: ToolCall) -> ToolAnswer:
-        """Let a tool work between two jobs.
+    def ask(self, tool: ToolCall, call: str = "", heard: Heard = unheard) -> ToolAnswer:
+        """Let a tool work between two jobs; see `Calls.ask`."""
+        return self._calls.ask(tool, call, heard)
 
-        Raises:
-            StudioError: why it could not.
-        """
-        if not self._tools.acquire(blocking=False):
-            raise StudioError("other previews and checks are being made; try again in a moment")
-        try:
-            answer = self.executor.ask(tool)
-        finally:
-            self._tools.release()
-        if answer.problem:
-            raise StudioError(answer.problem)
-        return answer
+    def stop_tool(self, call: str) -> None:
+        """Ask a tool's call to end; see `Calls.stop`."""
+        self._calls.stop(call)
 
     def retry(self, job_id: str, owner: str) -> Job:
         """Queue an ended job once more, with the same seed."""
@@ -187,6 +228,21 @@ class Dispatcher:
             raise StudioError(f"there is no job {job_id!r} of yours")
         return entry
 
+    def seen_by(self, job_id: str, owner: str | None) -> Entry:
+        """Return a job that a visitor may see: an own one, or one of nobody, which is known by its id alone.
+
+        Args:
+            job_id: which.
+            owner: who asks; None is at home, where every job may be seen.
+
+        Raises:
+            StudioError: if there is none.
+        """
+        entry = self.jobs.get(job_id)
+        if entry is None or (owner is not None and entry.job.owner not in ("", owner)):
+            raise StudioError(f"there is no job {job_id!r}")
+        return entry
+
     def close(self) -> None:
         """Stop taking jobs and end the executor; a running job waits again at the next start."""
         self._closing = True
@@ -206,7 +262,8 @@ class Dispatcher:
         while not self._closing:
             seen = self._version  # before looking, so that a job which comes in between is not slept through
             try:
-                entry = self.jobs.claim()
+                choose = self._visitors.next_turn if self._visitors else None
+                entry = None if self._breaker.open else self.jobs.claim(choose)
             except StudioError as error:
                 logger.warning("the queue waits: %s", error)
                 entry = None
@@ -222,18 +279,32 @@ class Dispatcher:
 
     def _run(self, entry: Entry) -> None:
         """Do a job; whatever goes wrong with it, the queue goes on."""
+        visitors, late = self._visitors_of(entry.job.owner), None
+        if visitors:
+            late = threading.Timer(visitors.limits.seconds, self._too_late, [entry, visitors.limits.seconds])
+            late.daemon = True
+            late.start()
         try:
             self.executor.run(entry.job, lambda event: self._on_event(event, entry))
         except Exception:  # a process boundary: the thread that owns the queue must live
             logger.exception("job %s", entry.id)
             with contextlib.suppress(StudioError):
                 self.jobs.end(entry.id, FAILED, "This job could not be finished; the log has the details.")
+        finally:
+            if late:
+                late.cancel()
+
+    def _too_late(self, entry: Entry, seconds: float) -> None:
+        """End a visitor's job that others have waited for long enough; its finished pictures stay."""
+        self._notice(entry, f"this job was ended after {seconds:g} seconds, the most on a public page")
+        self.executor.stop(entry.id, "interrupt")
 
     def _on_event(self, event: Event, entry: Entry) -> None:
         if self._closing:
             return  # the journal keeps the job as running: it is done again after the restart
         live = self._live
         assert live is not None
+        self._breaker.heard(event)
         if isinstance(event, Started):
             live.note = event.note or "loading the model"
         elif isinstance(event, Progress):
@@ -243,10 +314,7 @@ class Dispatcher:
             live.previews += 1
             return  # the step's progress follows at once: one answer to the page tells both
         elif isinstance(event, Notice):
-            logger.warning("job %s: %s", entry.id, event.message)
-            self._notices[entry.id] = [*self._notices.get(entry.id, []), event.message]
-            while len(self._notices) > NOTICES:
-                del self._notices[next(iter(self._notices))]
+            self._notice(entry, event.message)
         elif isinstance(event, ImageReady):
             live.images.append(event.record.id)
             self.jobs.add_image(entry.id, event.record.id)
@@ -255,6 +323,12 @@ class Dispatcher:
         elif isinstance(event, Failed):
             self.jobs.end(entry.id, FAILED, event.message)
         self._touch()
+
+    def _notice(self, entry: Entry, message: str) -> None:
+        logger.warning("job %s: %s", entry.id, message)
+        self._notices[entry.id] = [*self._notices.get(entry.id, []), message]
+        while len(self._notices) > NOTICES:
+            del self._notices[next(iter(self._notices))]
 
     def _finish(self, entry: Entry, event: Finished) -> None:
         self.jobs.end(entry.id, CANCELLED if event.interrupted else DONE)
@@ -316,6 +390,7 @@ class Dispatcher:
         jobs += [self._facts(entry, owner, place) for place, entry in enumerate(waiting, 1)]
         jobs += [self._facts(entry, owner, 0) for entry in self.jobs.ended(owner)]
         device = self._device | ({"state": "drawing"} if live and self._device["state"] != "failed" else {})
+        device |= self._breaker.told()
         return {"version": version, "device": device, "jobs": jobs, "waiting": self.jobs.count_waiting()}
 
     def _facts(self, entry: Entry, owner: str, place: int) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """InlineExecutor: the engine in this process, for tests and for hosts that forbid child processes (ZeroGPU)."""
 
+import secrets
 import threading
 from typing import Any
 
 from studio.events import Ready
-from studio.executors.base import Emit, Stop, StopFlag, open_engine, run_job, run_tool
+from studio.executors.base import Emit, Heard, Stop, StopFlag, open_engine, ready, run_job, run_tool, unheard
 from studio.records import Job, ModelRef
 from studio.settings import Settings
 from studio.store.gallery import Gallery
@@ -23,7 +24,7 @@ class InlineExecutor:
     def _open_engine(self) -> Any:
         if self._engine is None:
             self._engine = open_engine(self._settings)
-            self._heard(Ready(device=self._engine.device.title))
+            self._heard(ready(self._engine.device))
         return self._engine
 
     def start(self) -> None:
@@ -41,10 +42,12 @@ class InlineExecutor:
             self._flag.begin(job.id)
             run_job(self._open_engine, self._gallery, job, emit, self._flag, previews)
 
-    def ask(self, tool: ToolCall) -> ToolAnswer:
+    def ask(self, tool: ToolCall, call: str = "", heard: Heard = unheard) -> ToolAnswer:
         """See Executor."""
+        call, made = call or secrets.token_hex(8), self._settings.tool_pictures
         with self._lock:
-            return run_tool(self._open_engine, self._gallery, "inline", tool, self._settings.tool_pictures)
+            self._flag.begin(call)
+            return run_tool(self._open_engine, self._gallery, tool, made, call=call, heard=heard, flag=self._flag)
 
     def stop(self, job_id: str, kind: Stop) -> None:
         """See Executor."""

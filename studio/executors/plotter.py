@@ -88,7 +88,7 @@ class Plotter:
     def _enqueue(self, plot: Plot, jobs: list[Job]) -> None:
         """Write the plot, then queue: a crash in between leaves cells that `resume` queues."""
         with self._lock:  # nobody looks for the jobs before they are there
-            self._dispatcher.check_room(len(jobs))
+            self._dispatcher.check_room(len(jobs), plot.owner)
             self._keep(plot)
             self._dispatcher.enqueue(jobs)
         self._wake.set()

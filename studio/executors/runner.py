@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from studio.errors import InvalidRequest, StudioError
-from studio.settings import ROOT, Settings
+import psutil
+
+from studio.errors import InvalidRequest, StudioError, shown
+from studio.executors.processes import Child, awaited, is_over, process_of, start_trainer
+from studio.settings import ROOT, Settings, without_secrets
 from studio.store import writer
 from studio.store.priority import read_priority, set_priority
 from studio.store.runs import ALIVE, CONFIG, EVENTS, FAILED, FINISHED, LOG, QUEUED, STARTING, Runs
@@ -22,8 +27,10 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between two looks
 TOLD_EVERY = 2.0  # seconds between two announcements of a run that only goes on
-ESTIMATE_SECONDS = 600.0
-LOOK = 0.1  # seconds between two looks at an estimate
+HOLD_MAX = 7 * 86_400.0  # seconds
+ROOM = 4 * 2**20  # bytes without which nothing can be written
+DISK_FULL = "the disk is full; the run waits until there is room"
+DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,2})?")
 
 
 class Runner:
@@ -34,16 +41,27 @@ class Runner:
         runs: the folders.
         changed: is called when a page should look again.
         pictures_wait: whether pictures wait in the queue or are being drawn.
+        device: what the process that draws says of the machine: `place`, the name of its own device, and `places`, all of them;
+            {} before it is up.
+        start: begins `python -m trainers` with these words in a process of its own, which writes what it says into this file.
     """
 
     def __init__(
-        self, settings: Settings, runs: Runs, changed: Callable[[], None], pictures_wait: Callable[[], bool]
+        self,
+        settings: Settings,
+        runs: Runs,
+        changed: Callable[[], None],
+        pictures_wait: Callable[[], bool],
+        *,
+        device: Callable[[], dict[str, Any]] = dict,
+        start: Callable[[list[str], Path], Child] | None = None,
     ) -> None:
         self.settings, self.runs = settings, runs
-        self._changed, self._pictures_wait = changed, pictures_wait
+        self._changed, self._pictures_wait, self._device = changed, pictures_wait, device
+        self._start = start or start_trainer
         self._file = runs.root / "queue.json"
         self._lock = threading.RLock()
-        self._children: dict[str, tuple[subprocess.Popen[Any], int]] = {}  # with how long its events were
+        self._children: dict[str, tuple[Child, int]] = {}  # with how long its events were
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._seen: dict[str, dict[str, Any]] = {}
@@ -93,6 +111,25 @@ class Runner:
                 raise StudioError(f"{run_id} neither works nor waits")
         self._wake.set()
 
+    def hold(self, run_id: str, after: float | None) -> None:
+        """Let a waiting run not begin before a moment, such as the evening; those behind it may begin meanwhile.
+
+        Args:
+            run_id: that waits.
+            after: seconds since 1970; None lets it go when its turn comes.
+
+        Raises:
+            StudioError: if it does not wait, or the moment is none of the next week.
+        """
+        if after is not None and not 0 < after - time.time() < HOLD_MAX:
+            raise InvalidRequest("after", f"after={shown(after)} must be a moment of the next seven days")
+        with self._lock:
+            rows = self._rows()
+            if run_id not in [row["run"] for row in rows]:
+                raise StudioError(f"{run_id} does not wait")
+            self._write([row | {"after": after} if row["run"] == run_id else row for row in rows])
+        self._wake.set()
+
     def move(self, run_id: str, offset: int) -> None:
         """Move a waiting run up (negative) or down."""
         with self._lock:
@@ -103,6 +140,35 @@ class Runner:
             row = rows.pop(place)
             rows.insert(max(0, min(len(rows), place + offset)), row)
             self._write(rows)
+
+    def places(self) -> list[dict[str, Any]]:
+        """Return the devices on which a run can work, see `events.Place`; [] before the process that draws is up."""
+        return list(self._device().get("places") or ())
+
+    def check_device(self, device: str) -> str:
+        """Return the name of a device on which a run may work; "" is the app's.
+
+        Raises:
+            InvalidRequest: if this machine has no such device.
+        """
+        there = [place["name"] for place in self.places()]
+        if device and (device not in there if there else not DEVICE.fullmatch(device)):
+            allowed = ", ".join(there) or "cpu, mps, cuda, cuda:1"
+            raise InvalidRequest("device", f"device={shown(device)} is not there; there is: {allowed}")
+        return device
+
+    def set_device(self, run_id: str, device: str) -> None:
+        """Let a run work on another device when it begins or goes on.
+
+        Raises:
+            StudioError: if it works now, or there is no such device.
+        """
+        with self._lock:
+            if (state := self.state(run_id)) in ALIVE or state == STARTING:
+                raise StudioError(f"{run_id} is {state}; stop it first, it goes on with the other device")
+            self.runs.set_device(run_id, self.check_device(device))
+        self._changed()
+        self._wake.set()
 
     def remove(self, run_id: str, trash: Path) -> None:
         """Move a run with all its results into the trash; it does not wait any more.
@@ -125,20 +191,28 @@ class Runner:
 
     def overview(self) -> list[dict[str, Any]]:
         """Return what a page shows of all runs, see `row`; the one that was begun or resumed last first."""
-        queue = self.queue()
-        return [self.row(run_id, queue) for run_id in self.runs.ids()]
+        ids = self.runs.ids()
+        waiting = self._rows(ids)
+        return [self.row(run_id, waiting) for run_id in ids]
 
-    def row(self, run_id: str, queue: list[str] | None = None) -> dict[str, Any]:
-        """Return what a page shows of a run: id, method, state, place, step, steps, seconds_left, note, error, loss."""
-        queue = self.queue() if queue is None else queue
+    def row(self, run_id: str, waiting: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Return what a page shows of a run: id, method, device, state, place, after, step, steps, seconds_left, note, error, loss."""
+        waiting = self._rows() if waiting is None else waiting
+        queue = [one["run"] for one in waiting]
         story, state = self.runs.story(run_id), self.state(run_id, queue)
         loss = story.curves.get("loss", {})
         return {
-            "id": run_id, "method": self.runs.method(run_id), "state": state,
+            "id": run_id, "method": self.runs.method(run_id), "device": self.runs.device(run_id), "state": state,
             "place": queue.index(run_id) + 1 if state == QUEUED else 0, "step": story.step, "steps": story.steps,
-            "seconds_left": story.seconds_left if state in ALIVE else None, "note": story.note, "error": story.error,
+            "after": next((one.get("after") for one in waiting if one["run"] == run_id), None) if state == QUEUED else None,
+            "seconds_left": story.seconds_left if state in ALIVE else None,
+            "note": DISK_FULL if state in ALIVE and self._full() else story.note, "error": story.error,
             "loss": loss[max(loss)] if loss else None, "checkpoints": len(story.checkpoints),
         }  # fmt: skip
+
+    def _full(self) -> bool:
+        """Whether the disk is so full that a run, which waits then, cannot say so itself."""
+        return shutil.disk_usage(self.runs.root).free < ROOM
 
     def announce(self) -> None:
         """Tell pages to look again."""
@@ -158,10 +232,10 @@ class Runner:
     def words(self, method: str, folder: Path, *, resume: bool = False, device: str = "") -> list[str]:
         """Return what a person would type to start a run in a folder, which need not be there yet."""
         config = ["--config", str(folder / CONFIG), "--run-dir", str(folder)]
-        return ["python", "-m", "trainers", method, *config, *self._place(device), *(["--resume"] * resume)]
+        return ["python", "-m", "trainers", method, *config, *self._flags(device), *(["--resume"] * resume)]
 
     def estimate(
-        self, method: str, config: str, cancelled: Callable[[], bool] = lambda: False
+        self, method: str, config: str, cancelled: Callable[[], bool] = lambda: False, *, device: str = ""
     ) -> dict[str, Any] | None:
         """Ask the trainer what a run would take; see `trainers.estimate`.
 
@@ -169,6 +243,7 @@ class Runner:
             method: as on the command line.
             config: YAML of the whole config.
             cancelled: whether nobody wants to know any more; then None is returned.
+            device: on which the run would work; "" is the app's.
 
         Raises:
             StudioError: what is wrong with the config or its pictures.
@@ -176,29 +251,36 @@ class Runner:
         with tempfile.TemporaryDirectory() as folder:
             path, out, err = Path(folder) / CONFIG, Path(folder) / "out", Path(folder) / "err"
             path.write_text(config, encoding="utf-8")
-            told = [method, "--config", str(path), "--run-dir", folder, *self._place(), "--estimate"]
+            told = [method, "--config", str(path), "--run-dir", folder, *self._flags(device), "--estimate"]
             with out.open("wb") as spoken, err.open("wb") as warned:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "trainers", *told], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=spoken, stderr=warned
+                    [sys.executable, "-m", "trainers", *told], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=spoken, stderr=warned,
+                    env=without_secrets(os.environ),
                 )  # fmt: skip
-            if not _awaited(child, cancelled):
+            if not awaited(child, cancelled):
                 return None
             if child.returncode:
                 raise _problem(err.read_text(encoding="utf-8", errors="replace"))
             return json.loads(out.read_text(encoding="utf-8").splitlines()[-1])
 
-    def _place(self, device: str = "") -> list[str]:
+    def _place(self, device: str) -> str:
+        """Return which device a run's name for it means, as far as that is known: that of the app may be named in three ways."""
+        named = device or self.settings.device
+        return (self._device().get("place") or named) if named in ("auto", "cuda", self.settings.device) else named
+
+    def _flags(self, device: str = "") -> list[str]:
         settings = self.settings
         extra = [word for path in settings.extra_models for word in ("--extra-models", str(path))]
         told = {"data-dir": settings.data_dir, "device": device or settings.device, "cpu-threads": settings.cpu_threads}
         return [word for name, value in told.items() for word in (f"--{name}", str(value))] + extra
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self, ids: list[str] | None = None) -> list[dict[str, Any]]:
+        """Return the queue as it is on disk, without runs that are gone; `ids` saves listing all of them again."""
         try:
             rows = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
-        here = set(self.runs.ids())
+        here = set(self.runs.ids() if ids is None else ids) if rows else set()
         return [row for row in rows if isinstance(row, dict) and row.get("run") in here]
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -209,9 +291,8 @@ class Runner:
         waited = 0.0
         while not self._closing.is_set():
             try:
-                self._look()
+                seen = {row["id"]: row for row in self._look()}
                 waited += POLL
-                seen = {row["id"]: row for row in self.overview()}
                 states = [row["state"] for row in seen.values()]
                 if states != [row["state"] for row in self._seen.values()] or (
                     seen != self._seen and waited >= TOLD_EVERY
@@ -226,72 +307,61 @@ class Runner:
             self._wake.wait(POLL)
             self._wake.clear()
 
-    def _look(self) -> None:
-        """Hear of children that ended, and start the next run of each device on which none works."""
+    def _look(self) -> list[dict[str, Any]]:
+        """Hear of children that ended, and start the next run of each device on which none works; return `overview`.
+
+        Every run is looked at once, since this is done twice a second for as long as the app lives.
+        """
         with self._lock:
             for run_id, (child, size) in list(self._children.items()):
-                if child.poll() is not None:
+                if is_over(child):
                     del self._children[run_id]
-                    self._ended(run_id, child.returncode, size)
-            rows = self._rows()
-            left = [row for row in rows if self.runs.state(row["run"]) not in ALIVE]
-            if left != rows:
+                    self._ended(run_id, child, size)
+            found = self.overview()
+            rows = {row["id"]: row for row in found}
+            waiting = self._rows(list(rows))
+            left = [one for one in waiting if rows[one["run"]]["state"] not in ALIVE]
+            if left != waiting:
                 self._write(left)
-            working = [
-                run_id for run_id in self.runs.ids() if run_id in self._children or self.runs.state(run_id) in ALIVE
-            ]
-            busy = {self.runs.device(run_id) for run_id in working}
+            working = {run_id for run_id, row in rows.items() if row["state"] in (*ALIVE, STARTING)}
+            busy = {self._place(rows[run_id]["device"]) for run_id in working}
             free = (
-                row["run"] for row in left if self.runs.device(row["run"]) not in busy and row["run"] not in working
+                one["run"]
+                for one in left
+                if one["run"] not in working
+                and (one.get("after") or 0) <= time.time()
+                and self._place(rows[one["run"]]["device"]) not in busy
             )
             if (run_id := next(free, None)) is not None:
                 self._spawn(run_id)
+                rows[run_id] |= self.row(run_id)
+            return found
 
     def _spawn(self, run_id: str) -> None:
         folder = self.runs.folder(run_id)
         if self.runs.alive(run_id):
             return  # a process that an earlier app, or a person, started is about to say so
+        size = _size(folder / EVENTS)
+        if loading := process_of(folder):  # it holds nothing before its libraries are loaded
+            self._children[run_id] = loading, size
+            return
         logger.info("starting the run %s", run_id)
         words = self.command(run_id, resume=any(folder.glob("checkpoints/step-*")))[3:]
-        alone: dict[str, Any] = {"start_new_session": True}  # so that it lives on without us
-        if os.name == "nt":
-            alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # pyright: ignore[reportAttributeAccessIssue]
-        with (folder / LOG).open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "trainers", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **alone
-            )  # fmt: skip
-        self._children[run_id] = child, _size(folder / EVENTS)
+        child = self._start(words, folder / LOG)
+        self._children[run_id] = child, size
 
-    def _ended(self, run_id: str, code: int, size: int) -> None:
+    def _ended(self, run_id: str, child: Child, size: int) -> None:
         """Take a run out of the queue whose process ended, however it did."""
         if run_id not in self.runs.ids():
             return
-        if code > 0 and not self.runs.alive(run_id):
+        if isinstance(child, psutil.Process):  # how it ended is told to its parent only
+            if _size(self.runs.folder(run_id) / EVENTS) == size:
+                return  # it did not come far enough to say anything: it is started again, as a child of ours
+        elif child.returncode > 0 and not self.runs.alive(run_id):
             told = _size(self.runs.folder(run_id) / EVENTS) > size and self.runs.story(run_id).last == FAILED
             if not told:  # it did not come far enough to say why itself
                 self.runs.fail(run_id, str(_problem(self.runs.log(run_id))))
         self._write([row for row in self._rows() if row["run"] != run_id])
-
-
-def _awaited(child: subprocess.Popen[bytes], cancelled: Callable[[], bool]) -> bool:
-    """Wait for an estimate; False if it was cancelled. Nothing is left of it: all that it writes is a cache.
-
-    Raises:
-        StudioError: if it takes too long.
-    """
-    until = time.monotonic() + ESTIMATE_SECONDS
-    try:
-        while child.poll() is None:
-            if cancelled():
-                return False
-            if time.monotonic() > until:
-                raise StudioError("the estimate did not end in time; the device may be busy with another run")
-            time.sleep(LOOK)
-        return True
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
 
 
 def _size(path: Path) -> int:

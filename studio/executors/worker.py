@@ -15,11 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from studio.events import Event, Failed, Finished, from_line
-from studio.executors.base import Emit, Executor, Stop
+from studio.executors.base import Emit, Executor, Heard, Stop, unheard
+from studio.executors.breaker import LOST, WORKER
 from studio.records import Job, ModelRef
-from studio.settings import ROOT, Settings
+from studio.settings import ROOT, Settings, without_secrets
 from studio.store.gallery import Gallery
-from studio.tools import ToolAnswer, ToolCall
+from studio.tools import ToolAnswer, ToolCall, ToolProgress
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,15 @@ class WorkerExecutor:
         heard: called with events that belong to no job (`Ready`).
     """
 
+    module = "studio.executors.worker_main"  # what the child runs
+
     def __init__(self, settings: Settings, heard: Emit = lambda event: None) -> None:
         self._settings, self._heard = settings, heard
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes | None] = queue.Queue()
-        self._asked: dict[str, tuple[Any, queue.Queue[ToolAnswer]]] = {}  # call -> process, where the answer goes
+        self._asked: dict[
+            str, tuple[Any, queue.Queue[ToolAnswer | ToolProgress]]
+        ] = {}  # call -> process, where the answer goes
         self._send_lock, self._start_lock = threading.Lock(), threading.Lock()
         self._job = ""
         self._stop_asked: float | None = None
@@ -69,10 +74,10 @@ class WorkerExecutor:
     def _spawn(self) -> None:
         log = self._settings.data_dir / "logs" / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+        environment = dict(without_secrets(os.environ), PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
         with log.open("ab") as errors, self._send_lock:  # nothing is sent before the settings
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "studio.executors.worker_main"],
+                [sys.executable, "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -95,6 +100,10 @@ class WorkerExecutor:
         for line in process.stdout:
             if line.startswith(b'{"type":"ready"'):
                 self._heard(from_line(line))
+            elif line.startswith(b'{"type":"tool_progress"'):
+                progress = ToolProgress.model_validate_json(line)
+                if asked := self._asked.get(progress.call):
+                    asked[1].put(progress)
             elif line.startswith(b'{"type":"answer"'):
                 answer = ToolAnswer.model_validate_json(line)
                 if asked := self._asked.pop(answer.call, None):
@@ -118,17 +127,20 @@ class WorkerExecutor:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 
-    def ask(self, tool: ToolCall) -> ToolAnswer:
-        """See Executor."""
+    def ask(self, tool: ToolCall, call: str = "", heard: Heard = unheard) -> ToolAnswer:
+        """See Executor. A call that tells of its progress may take as long as it likes."""
         if self._closed:
             return ToolAnswer(call="", problem=ENDED)
         if not self._job:
             self._ensure()
-        call, answer = secrets.token_hex(8), queue.Queue(1)
-        self._asked[call] = self._process, answer
+        call = call or secrets.token_hex(8)
+        news: queue.Queue[ToolAnswer | ToolProgress] = queue.Queue()
+        self._asked[call] = self._process, news
         self._send({"op": "tool", "call": call, "tool": tool.model_dump(mode="json")})
         try:
-            return answer.get(timeout=TOOL_WAIT)
+            while isinstance(told := news.get(timeout=TOOL_WAIT), ToolProgress):
+                heard(told)
+            return told
         except queue.Empty:
             self._asked.pop(call, None)
             self._send({"op": "forget", "call": call})
@@ -145,6 +157,8 @@ class WorkerExecutor:
                 emit(event)
             if isinstance(event, Finished | Failed):
                 self._job, self._stop_asked = "", None
+                if isinstance(event, Failed) and event.code == LOST:
+                    self._replace()
                 return
 
     def _next(self, job: Job) -> Event | None:
@@ -175,7 +189,7 @@ class WorkerExecutor:
         hint = "; the system may have run out of memory" if code == -9 else ""
         return Failed(
             job=job.id,
-            code="worker",
+            code=WORKER,
             message=f"The process that draws ended unexpectedly ({reason}{hint}); it has been restarted and "
             "finished pictures are kept. You can run this again.",
         )
@@ -185,6 +199,16 @@ class WorkerExecutor:
         if kind == "interrupt" and job_id == self._job:
             self._stop_asked = time.monotonic()
         self._send({"op": "stop", "job": job_id, "kind": kind})
+
+    def _replace(self) -> None:
+        """Wait for the end of a process that said that its device is lost to it, and start the next one."""
+        assert self._process is not None
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._ensure()
 
     def _kill(self) -> None:
         if self._process:

@@ -17,15 +17,16 @@ from pydantic import TypeAdapter
 
 from studio.errors import DeviceError, StudioError
 from studio.events import Event, Ready
-from studio.executors.base import StopFlag, open_engine, run_job, run_tool
+from studio.executors.base import StopFlag, open_engine, ready, run_job, run_tool
 from studio.records import Job, ModelRef
 from studio.settings import Settings
 from studio.store.gallery import Gallery
 from studio.store.index import Database, ImageIndex
-from studio.tools import ToolAnswer, ToolCall
+from studio.tools import ToolAnswer, ToolCall, ToolProgress
 
 logger = logging.getLogger(__name__)
 
+LOST_EXIT = 3
 TOOLS: TypeAdapter[ToolCall] = TypeAdapter(ToolCall)
 
 
@@ -40,7 +41,7 @@ class Worker:
         self._forgotten: set[str] = set()  # tool calls that nobody waits for any more
         self.settings = Settings.model_validate(json.loads(orders.readline())["settings"])
 
-    def emit(self, event: Event | ToolAnswer) -> None:
+    def emit(self, event: Event | ToolAnswer | ToolProgress) -> None:
         with self._lock:
             self._events.write(event.model_dump_json().encode() + b"\n")
             self._events.flush()
@@ -66,8 +67,7 @@ class Worker:
         engine, problem = None, ""
         try:
             engine = open_engine(self.settings)
-            free, total = engine.device.memory or (None, None)
-            self.emit(Ready(device=engine.device.title, memory_free=free, memory_total=total))
+            self.emit(ready(engine.device))
         except StudioError as error:
             problem = str(error)
             self.emit(Ready(device=self.settings.device, problem=problem))
@@ -84,10 +84,13 @@ class Worker:
             elif order["op"] == "run":
                 job = Job.model_validate(order["job"])
                 self._flag.begin(job.id)
-                run_job(opened, gallery, job, self.emit, self._flag, previews)
+                if not run_job(opened, gallery, job, self.emit, self._flag, previews):
+                    os._exit(LOST_EXIT)  # a device that is lost may not even let the interpreter end
             elif order["op"] == "tool" and order["call"] not in self._forgotten:
                 tool = TOOLS.validate_python(order["tool"])
-                self.emit(run_tool(opened, gallery, order["call"], tool, self.settings.tool_pictures))
+                self._flag.begin(order["call"])
+                made, facts = self.settings.tool_pictures, {"call": order["call"], "heard": self.emit}
+                self.emit(run_tool(opened, gallery, tool, made, flag=self._flag, **facts))
 
     def _warm(self, engine, model: ModelRef) -> None:
         try:

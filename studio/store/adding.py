@@ -1,4 +1,4 @@
-"""Takes files into a dataset: each judged by its content, copied byte for byte, once; what is not taken is told."""
+"""Takes files into a dataset: each judged by its content, copied once without what tells of a person; what is not taken is told."""
 
 import contextlib
 import hashlib
@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from studio.errors import InvalidRequest, shown
+from studio.findings import named
 from studio.store import writer
 from studio.store.archives import is_zip, read_zip
 from studio.store.blobs import MAX_BYTES, Refused, decode, read_file
@@ -25,6 +26,7 @@ from studio.store.datasets import (
 from studio.store.edits import edit_bytes, edit_file, parse_edit
 from studio.store.gallery import storage_error
 from studio.store.intake import Brought, Reader, files_under, safe_name, safe_stem, sort_out
+from studio.store.private import stripped
 from studio.store.thumbnails import SIDES, save_thumbnail, thumbnail_file
 
 PICTURES_MAX = 2_000  # at once
@@ -39,12 +41,14 @@ class Added:
         captions: how many captions came with them, or for pictures that were there.
         refused: a sentence for each file that was not taken.
         notes: a sentence for each thing that is doubtful.
+        cleaned: names of pictures whose copies do not say any more what the files said of a person.
     """
 
     pictures: list[str] = field(default_factory=list)
     captions: int = 0
     refused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cleaned: list[str] = field(default_factory=list)
 
 
 def add_files(folder: Path, cache: Path, files: Iterable[tuple[str, Path]]) -> Added:
@@ -57,7 +61,7 @@ def add_files(folder: Path, cache: Path, files: Iterable[tuple[str, Path]]) -> A
         else:
             loose[told] = _reader(path)
     _add_all(folder, cache, loose, added)
-    return added
+    return _told(added)
 
 
 def add_folder(folder: Path, cache: Path, source: Path) -> Added:
@@ -71,6 +75,17 @@ def add_folder(folder: Path, cache: Path, source: Path) -> Added:
         raise InvalidRequest("folder", f"folder={shown(str(source))} cannot be read ({why})") from None
     added = Added()
     _add_all(folder, cache, {told: _reader(path) for told, path in files.items()}, added)
+    return _told(added)
+
+
+def _told(added: Added) -> Added:
+    if added.cleaned:
+        whose = (
+            f"the copy of {added.cleaned[0]}" if len(added.cleaned) == 1 else f"the copies of {named(added.cleaned)}"
+        )
+        added.notes.append(
+            f"what the file says of a person (place, time, camera) was left out of {whose}; your own files stay as they are"
+        )
     return added
 
 
@@ -131,8 +146,9 @@ class Here:
 
 
 def _add_picture(folder: Path, cache: Path, brought: Brought, here: Here, added: Added) -> str:
-    data = brought.read()
-    image = decode(data)
+    given = brought.read()
+    image = decode(given)
+    data = stripped(given, image)
     digest = hashlib.sha256(data).hexdigest()
     for path in here.sizes.get(len(data), ()):
         if writer.file_sha256(path) == digest:
@@ -140,6 +156,8 @@ def _add_picture(folder: Path, cache: Path, brought: Brought, here: Here, added:
             raise Refused(
                 f"is the same picture as {path.relative_to(folder).as_posix()}, which is here; not added twice"
             )
+    if data is not given:
+        added.cleaned.append(brought.name)
     extras = _extras(brought, added)
     target = _written_new(folder / brought.folder, safe_name(brought.name, data), data, here)
     here.sizes.setdefault(len(data), []).append(target)
@@ -170,7 +188,7 @@ def _extras(brought: Brought, added: Added) -> list[tuple[Place, bytes]]:
         found.append((lambda picture, _: mask_file(picture), _as_png(brought.mask(), "mask")))
     if brought.conditioning is not None:
         data = brought.conditioning()
-        _part(data, "control picture")
+        data = stripped(data, _part(data, "control picture"))
         found.append((lambda picture, folder: folder / CONDITIONING / picture.name, data))
     if brought.edit is not None:
         try:
@@ -192,7 +210,7 @@ def _as_png(data: bytes, what: str) -> bytes:
     """Return a picture as PNG, as its name will say."""
     image = _part(data, what)
     if data.startswith(b"\x89PNG"):
-        return data
+        return stripped(data, image)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -7,6 +7,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Refused(Exception):
     """Why a picture cannot be used; the text goes on after the name of the file."""
 
 
-def read_input(source: Path | bytes, field: str) -> Image.Image:
+def read_input(source: Path | bytes, field: str, decoder: Callable[[bytes], Image.Image] | None = None) -> Image.Image:
     """Decode one picture that a person gave, judged by its content and never by its name.
 
     Of an animation or a TIFF with several pages the first picture is read. Colours become sRGB if the file names another space.
@@ -57,6 +58,7 @@ def read_input(source: Path | bytes, field: str) -> Image.Image:
     Args:
         source: a file, or its content; at most 50 MB and 64 million pixels, sides 8 to 16384, at most 64 times as long as wide.
         field: of the request, for the message.
+        decoder: in place of `decode`, such as one in another process.
 
     Returns:
         An upright picture without metadata: RGBA if a pixel is not opaque, else RGB.
@@ -66,7 +68,7 @@ def read_input(source: Path | bytes, field: str) -> Image.Image:
     """
     name = shown(source.name) if isinstance(source, Path) else f"({len(source):,} bytes)"
     try:
-        return decode(read_file(source) if isinstance(source, Path) else source)
+        return (decoder or decode)(read_file(source) if isinstance(source, Path) else source)
     except Refused as refusal:
         raise InvalidRequest(field, f"{field}={name} {refusal}") from None
 
@@ -90,9 +92,9 @@ def read_file(path: Path) -> bytes:
         raise Refused(f"cannot be read ({getattr(error, 'strerror', None) or error}); choose another picture") from None
 
 
-def limit_pillow() -> None:
+def limit_pillow(pixels: int = MAX_PIXELS) -> None:
     """Let Pillow refuse what is larger than we read, wherever it decodes in this process: Gradio's components decode before we do."""
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    Image.MAX_IMAGE_PIXELS = pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
@@ -251,10 +253,15 @@ def is_reference(text: str) -> bool:
 
 
 class BlobStore:
-    """Pictures that requests refer to by content, so that a job means the same picture whatever happens to the file."""
+    """Pictures that requests refer to by content, so that a job means the same picture whatever happens to the file.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        root: folder of the store.
+        decoder: see `read_input`.
+    """
+
+    def __init__(self, root: Path, decoder: Callable[[bytes], Image.Image] | None = None) -> None:
+        self.root, self._decoder = root, decoder
 
     def add(self, source: Path | bytes, field: str) -> str:
         """Keep a picture and return its reference; the same picture has the same one, and is stored once.
@@ -263,7 +270,7 @@ class BlobStore:
             InvalidRequest: if it cannot be used, see `read_input`.
             StorageError: if it is not on disk afterwards.
         """
-        png = encode(read_input(source, field))
+        png = encode(read_input(source, field, self._decoder))
         digest = hashlib.sha256(png).hexdigest()
         path = self._place(digest)
         try:

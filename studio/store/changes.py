@@ -14,7 +14,7 @@ from studio.errors import InvalidRequest, StudioError
 from studio.findings import Change
 from studio.store import writer
 from studio.store.blobs import Refused, encode
-from studio.store.collections import Datasets
+from studio.store.collections import Datasets, checked_caption
 from studio.store.datasets import Metadata, caption_file, mask_file, read_metadata, read_text
 from studio.store.edits import read_edit
 from studio.store.gallery import storage_error
@@ -62,11 +62,16 @@ class Changes:
         """Make a set of changes; return how many there were.
 
         Raises:
+            InvalidRequest: if a picture is not there or a caption is none; nothing is changed then.
             StudioError: if one cannot be made; those before it are made, and can be undone.
         """
-        made = self.begin(name, title)
+        made, wanted = self.begin(name, title), list(changes)
+        for change in wanted:
+            self._datasets.path(name, change.picture)
+            if change.kind == "caption":
+                checked_caption(change.value)
         with self._lock:
-            for change in changes:
+            for change in wanted:
                 made.add(change)
         return made.number
 

@@ -12,7 +12,8 @@ from studio.parts import KINDS, shape_of
 from studio.schedulers import SCHEDULERS, noise_kind
 from studio.store.headers import PICKLES, pickle_cure, safetensors_header, safetensors_problem
 
-ENDINGS = (".safetensors", ".ckpt")
+GGUF = ".gguf"
+ENDINGS = (".safetensors", ".ckpt", GGUF)
 DEPTH = 3
 OTHER_FOLDERS = frozenset(  # of other tools, which hold no models
     {"embeddings", "text_encoder", "text_encoders", "clip", "clip_vision", "hypernetworks", "esrgan", "realesrgan", "upscale_models"}
@@ -90,6 +91,11 @@ def understood(path: Path, prediction: str = "") -> tuple[Checkpoint, dict[str, 
         ModelError: if it is a pickle or damaged, naming the way out.
         ValueError: if it is no model that can be used.
     """
+    if path.suffix.lower() == GGUF:
+        raise ModelError(
+            f"{path.name} is GGUF, which is not read; get the model's diffusers folder and keep its weights in float8, int8 or NF4 "
+            "(Memory in the form)"
+        )
     if path.suffix.lower() in PICKLES:
         raise ModelError(f"{path.name} is a pickle, which can run code; {pickle_cure(path)}")
     if problem := safetensors_problem(path):

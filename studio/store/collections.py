@@ -4,12 +4,12 @@ A dataset is a folder as `datasets` reads it. Pictures are never changed: captio
 goes to `trash/` in the data root and can be put back.
 """
 
-import json
 import re
 import secrets
+import shutil
 import threading
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,7 +41,7 @@ from studio.store.trash import put_away, put_back
 from studio.store.uploads import Uploads
 
 NAME = re.compile(r"\w[\w .()-]{0,62}[\w)]|\w")
-FORMER = "captions.json"
+DISCARDED = re.compile(r"(.+) (\d{4}-\d\d-\d\d) (\d{6}) [0-9a-f]{4}")
 
 
 class Keep(Enum):
@@ -162,7 +162,7 @@ class Datasets:
             raise InvalidRequest("picture", f"{picture} {refusal}") from None
 
     def add(self, name: str, files: Iterable[tuple[str, Path]]) -> Added:
-        """Take files into a dataset, copied byte for byte: pictures, captions and masks named like them, zips of these.
+        """Take files into a dataset, copied without place, date and camera: pictures, captions and masks of their names, zips.
 
         Args:
             name: of the dataset.
@@ -271,43 +271,6 @@ class Datasets:
         except OSError as error:
             raise storage_error(error, what) from error
 
-    def change_captions(self, name: str, changes: Mapping[str, str]) -> int:
-        """Write several captions; those before are kept for `undo_captions`. Return how many changed.
-
-        Raises:
-            InvalidRequest: if a picture is not there or a text is no caption; nothing is changed then.
-            StorageError: if the disk refuses.
-        """
-        with self._lock:
-            now = {picture.name: picture.caption for picture in self.pictures(name)}
-            wanted = {picture: checked_caption(text) for picture, text in changes.items()}
-            for picture in wanted:
-                self.path(name, picture)
-            wanted = {picture: text for picture, text in wanted.items() if text != (now[picture] or "")}
-            if wanted:
-                before = {picture: now[picture] or "" for picture in wanted}
-                self._write(self.trash / name / FORMER, json.dumps(before).encode(), "the captions as they were")
-            for picture, text in wanted.items():
-                self.set_caption(name, picture, text)
-        return len(wanted)
-
-    def can_undo(self, name: str) -> bool:
-        """Whether `undo_captions` has something to put back."""
-        return (self.trash / name / FORMER).is_file()
-
-    def undo_captions(self, name: str) -> int:
-        """Put back the captions as they were before `change_captions`, which this can undo too; return how many.
-
-        Raises:
-            InvalidRequest: if nothing was changed.
-        """
-        try:
-            former = json.loads((self.trash / name / FORMER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InvalidRequest("captions", "there is no change of captions to undo") from None
-        here = {picture.name for picture in self.pictures(name)}
-        return self.change_captions(name, {picture: text for picture, text in former.items() if picture in here})
-
     def remove(self, name: str, picture: str) -> str:
         """Move a picture and what lies beside it to the trash; return the id with which `restore` puts it back.
 
@@ -340,6 +303,18 @@ class Datasets:
             raise InvalidRequest("removed", f"{shown(removed)} is not in the trash of {name}; reload the page")
         put_back(self.trash / name / removed, self.folder(name))
 
+    def empty(self, name: str) -> int:
+        """Delete for good what was removed from a dataset; return how many pictures that were.
+
+        Raises:
+            InvalidRequest: if there is no such dataset.
+            StorageError: if the disk refuses.
+        """
+        entries = self.removed(name)
+        for entry in entries:
+            self._erase(self.trash / name / entry)
+        return len(entries)
+
     def discard(self, name: str) -> Path:
         """Move a whole dataset to the trash; return where it lies then.
 
@@ -347,12 +322,68 @@ class Datasets:
             InvalidRequest: if there is no such dataset.
             StorageError: if the disk refuses.
         """
-        target = self.trash.parent / "whole datasets" / f"{name} {utc_now():%Y-%m-%d %H%M%S} {secrets.token_hex(2)}"
+        target = self.discarded_root / f"{name} {utc_now():%Y-%m-%d %H%M%S} {secrets.token_hex(2)}"
         try:
             writer.move(self.folder(name), target)
         except OSError as error:
             raise storage_error(error, name) from error
         return target
+
+    @property
+    def discarded_root(self) -> Path:
+        """Where whole datasets lie that were discarded."""
+        return self.trash.parent / "whole datasets"
+
+    def discarded(self) -> list[dict[str, Any]]:
+        """List the datasets that were discarded, the latest first: id, name, day, bytes."""
+        found = []
+        for path in self.discarded_root.iterdir() if self.discarded_root.is_dir() else ():
+            if path.is_dir() and (told := DISCARDED.fullmatch(path.name)):
+                size = sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+                found.append({"id": path.name, "name": told[1], "day": told[2], "time": told[3], "bytes": size})
+        return sorted(found, key=lambda one: (one["day"], one["time"]), reverse=True)
+
+    def recall(self, discarded: str) -> str:
+        """Put back a discarded dataset; return its name, which has a number if another has the old one.
+
+        Raises:
+            InvalidRequest: if there is no such thing.
+            StorageError: if the disk refuses.
+        """
+        row = self._discarded(discarded)
+        with self._lock:
+            taken = {other.casefold() for other in self.names()}
+            name, number = row["name"], 1
+            while name.casefold() in taken:
+                number += 1
+                name = f"{row['name']} {number}"
+            try:
+                writer.move(self.discarded_root / discarded, self.root / name)
+            except OSError as error:
+                raise storage_error(error, name) from error
+        return name
+
+    def erase(self, discarded: str) -> None:
+        """Delete a discarded dataset for good.
+
+        Raises:
+            InvalidRequest: if there is no such thing.
+            StorageError: if the disk refuses.
+        """
+        self._discarded(discarded)
+        self._erase(self.discarded_root / discarded)
+
+    def _discarded(self, wanted: str) -> dict[str, Any]:
+        row = next((one for one in self.discarded() if one["id"] == wanted), None)
+        if row is None:
+            raise InvalidRequest("discarded", f"{shown(wanted)} is not in the trash; reload the page")
+        return row
+
+    def _erase(self, folder: Path) -> None:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise storage_error(error, folder.name) from error
 
 
 def checked_caption(text: str) -> str:

@@ -97,7 +97,10 @@ def read_dataset(folder: Path) -> Dataset:
             examples.append(_example(folder, path, repeats, words, told, warnings))
         except Refused as refusal:
             refused.append(f"{name} {refusal}")
-    refused += [f"metadata.jsonl names {name}, which is not there" for name in told.missing(folder)]
+    refused += [
+        f"metadata.jsonl names {name}, which is not there; add it, or take its line out"
+        for name in told.missing(folder)
+    ]
     if not examples:
         reason = f"; {refused[0]}" if refused else f"; put pictures into it ({', '.join(sorted(PICTURES))})"
         if left_out and not refused:
@@ -199,7 +202,9 @@ def _example(folder: Path, path: Path, repeats: int, words: str, told: Metadata,
             if crop:
                 crop_box(crop, beside_size)
     if image and not other.is_file():
-        raise Refused(f"has the conditioning_image {image}, which is not there")
+        raise Refused(
+            f"has the conditioning_image {image}, which is not there; add it, or take it out of metadata.jsonl"
+        )
     return Example(
         path,
         caption,

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from studio.errors import ModelError
+from studio.yaml_text import read_yaml
 
 FOLDER_FACTS = "studio.yaml"
 # title … words decide how it is used; the others say where it comes from
@@ -28,7 +29,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        facts = yaml.safe_load(file.read_text(encoding="utf-8"))
+        facts = read_yaml(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from None
     allowed = ALLOWED | TOLD

@@ -7,6 +7,7 @@ import logging
 import secrets
 import struct
 import zipfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -54,10 +55,10 @@ def new_image_id(now: datetime) -> str:
 
 
 class Gallery:
-    """The pictures of one data root; `blobs` holds what they were made from."""
+    """The pictures of one data root; `blobs` holds what they were made from, decoded by `decoder` if it is given."""
 
-    def __init__(self, root: Path, index: ImageIndex) -> None:
-        self.root, self.index, self.blobs = root, index, BlobStore(root.parent / "blobs")
+    def __init__(self, root: Path, index: ImageIndex, decoder: Callable[[bytes], Image.Image] | None = None) -> None:
+        self.root, self.index, self.blobs = root, index, BlobStore(root.parent / "blobs", decoder)
 
     def commit(self, png: bytes, record: ImageRecord | GridRecord, owner: str = "") -> Path:
         """Save a picture and enter it into the index; it is on disk, for good, when this returns."""
@@ -177,14 +178,21 @@ class Gallery:
         return number
 
     def reconcile(self, *, rebuild: bool = False) -> int:
-        """Enter files that the index does not know (all of them after `rebuild`); return how many that were."""
-        known: set[str] = set() if rebuild else self.index.ids()
+        """Enter files that the index does not know (all of them after `rebuild`); return how many that were.
+
+        One that it knows elsewhere was on its way into the trash, or out of it, when the app ended.
+        """
+        known = {} if rebuild else self.index.places()
         rows = []
         for path in sorted(self.root.glob("**/*.png"), key=lambda path: path.name):
-            if path.stem not in known and not path.name.startswith(writer.PART):
-                row = self._read_row(path)
-                if row:
-                    rows.append(row)
+            place = path.relative_to(self.root).as_posix()
+            if path.name.startswith(writer.PART) or known.get(path.stem) == place:
+                continue
+            row = self._read_row(path)
+            if row and path.stem not in known:
+                rows.append(row)
+            elif row and not (self.root / known[path.stem]).is_file():
+                self.index.update(path.stem, path=place, trashed=row["trashed"])
         if rebuild:
             self.index.clear()
         self.index.add(rows)

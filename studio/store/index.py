@@ -13,7 +13,6 @@ from typing import TypedDict, Unpack
 
 from studio.errors import StorageError
 
-SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE images (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -50,6 +49,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_waiting ON jobs(rank) WHERE state = 'queued';
 CREATE TABLE hashes (path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime INTEGER NOT NULL, sha256 TEXT NOT NULL);
 """
+MIGRATIONS = (
+    SCHEMA,
+)  # the n-th makes version n of version n - 1; one that was released is never changed, another is added
 
 
 @contextmanager
@@ -92,13 +94,18 @@ def put_aside_damaged(path: Path) -> Path | None:
 class Database:
     """One connection, used by one thread at a time.
 
+    Args:
+        path: of the file; one of an earlier version is kept beside it as `NAME.version-N` and brought to today's, wholly or not at all.
+        migrations: see `MIGRATIONS`.
+
     Raises:
         StorageError: from every call, if SQLite cannot do it; at first if the file was written by a newer Studio.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
         with telling():
             self._open(path)
+            self._migrate(path, migrations)
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,16 +114,35 @@ class Database:
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        with self.transaction():
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise StorageError(
-                    f"{path} was written by a newer Studio (schema {version}); update Studio or choose another --data-dir"
-                )
-            if version == 0:
-                for statement in SCHEMA.split(";\n"):
+
+    def _version(self) -> int:
+        return self._connection.execute("PRAGMA user_version").fetchone()[0]
+
+    def _migrate(self, path: Path, migrations: Sequence[str]) -> None:
+        wanted, version = len(migrations), self._version()
+        if version > wanted:
+            self.close()
+            raise StorageError(
+                f"{path} was written by a newer Studio (schema {version}); update Studio or choose another --data-dir"
+            )
+        if 0 < version < wanted:
+            self._keep_copy(path.with_name(f"{path.name}.version-{version}"))
+        with self.transaction(durable=True):
+            for number in range(self._version(), wanted):  # another process may have been faster
+                for statement in migrations[number].split(";\n"):
                     self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._connection.execute(f"PRAGMA user_version={wanted}")
+
+    def _keep_copy(self, target: Path) -> None:
+        """Keep the database as it is now."""
+        part = target.with_name(f"{target.name}.part")
+        part.unlink(missing_ok=True)
+        copy = sqlite3.connect(part)
+        try:
+            self._connection.backup(copy)
+        finally:
+            copy.close()
+        part.replace(target)
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
@@ -230,6 +256,10 @@ class ImageIndex:
 
     def ids(self) -> set[str]:
         return {row["id"] for row in self._database.rows("SELECT id FROM images")}
+
+    def places(self) -> dict[str, str]:
+        """Return id -> path of every picture."""
+        return {row["id"]: row["path"] for row in self._database.rows("SELECT id, path FROM images")}
 
     def choices(self) -> dict[str, list[str]]:
         """Return the models and days that occur, for the filters."""

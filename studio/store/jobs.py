@@ -3,6 +3,8 @@
 import json
 import logging
 import secrets
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from sqlite3 import Row
@@ -58,14 +60,30 @@ class JobStore:
                     [job.id, high + rank, WAITING, job.owner, job.model_dump_json(), int(forever)],
                 )
 
-    def claim(self) -> Entry | None:
-        """Take the first waiting job and mark it running."""
+    def claim(self, choose: Callable[[list[tuple[str, str]]], str] | None = None) -> Entry | None:
+        """Take a waiting job and mark it running: the first, or the one that `choose` picks among (id, owner) in their order."""
         with self._database.transaction():
-            rows = self._database.rows("SELECT * FROM jobs WHERE state = 'queued' ORDER BY rank LIMIT 1")
+            limit = -1 if choose else 1
+            rows = self._database.rows(
+                "SELECT id, owner FROM jobs WHERE state = 'queued' ORDER BY rank LIMIT ?", [limit]
+            )
             if not rows:
                 return None
-            self._database.execute("UPDATE jobs SET state = 'running', tries = tries + 1 WHERE id = ?", [rows[0]["id"]])
-        return self.get(rows[0]["id"])
+            chosen = choose([(row["id"], row["owner"]) for row in rows]) if choose else rows[0]["id"]
+            self._database.execute("UPDATE jobs SET state = 'running', tries = tries + 1 WHERE id = ?", [chosen])
+        return self.get(chosen)
+
+    def open_by_owner(self) -> Counter[str]:
+        """Return how many jobs of each owner wait or run."""
+        rows = self._database.rows(
+            "SELECT owner, COUNT(*) n FROM jobs WHERE state IN ('queued', 'running') GROUP BY owner"
+        )
+        return Counter({row["owner"]: row["n"] for row in rows})
+
+    def bytes_of_others(self, owner: str) -> int:
+        """Return how much disk the pictures of everybody but one owner take."""
+        rows = self._database.rows("SELECT SUM(bytes) b FROM images WHERE owner NOT IN (?, '')", [owner])
+        return rows[0]["b"] or 0
 
     def add_image(self, job_id: str, image_id: str) -> None:
         with self._database.transaction():

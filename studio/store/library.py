@@ -71,7 +71,7 @@ class Library:
         for folder in self.folders if _is_name(model_id) else ():
             path = folder / model_id
             if (path / "model_index.json").is_file():
-                return _usable(self._read(model_id, path), field)
+                return _usable(self._whole(self._read(model_id, path)), field)
             if file := next((one for end in ENDINGS if (one := path.with_name(path.name + end)).is_file()), None):
                 return _usable(self._whole(self._read(model_id, file)), field)
         if (path := self._trained().get(model_id)) and (path / "model_index.json").is_file():
@@ -80,7 +80,7 @@ class Library:
         raise InvalidRequest(
             field,
             f"{field}={model_id!r} is not in the library; there is: {names}; "
-            f"put diffusers folders or .safetensors files into {self.folders[-1]}",
+            f"put diffusers folders or .safetensors files into models/checkpoints of the data folder",
         )
 
     def _read(self, name: str, folder: Path) -> Model:
@@ -92,8 +92,8 @@ class Library:
         return self._known[folder][1]
 
     def _whole(self, model: Model) -> Model:
-        """Complete what is known of a file by the model that gives what it lacks; if there is none, say what to get."""
-        if model.problem or not model.single or not needs_donor(model):
+        """Complete what is known of a model by the one that gives what it lacks; if there is none, say what to get."""
+        if model.problem or not needs_donor(model):
             return model
         if donor := self._donor(model):  # whose text encoders read embeddings too
             widths = {name: donor.shape[name] for name in ("text_widths",) if name in donor.shape}
@@ -104,12 +104,18 @@ class Library:
             f"the file lacks {what}; put any {title} model in diffusers' folder format into {self.folders[-1]}, "
             "from which they are taken"
         )
+        if not model.single:
+            facts = FAMILIES[model.family]
+            problem = (
+                f"its prior, which reads the prompts, is missing; put it ({facts.prior_from}, a folder in diffusers' format) "
+                f"into {self.folders[-1]}, beside the model"
+            )
         if model.parts_from:
             problem = f"parts_from={model.parts_from!r} is no {title} model in diffusers' folder format that has {what}"
         return replace(model, problem=problem)
 
     def _donor(self, model: Model) -> Model | None:
-        """Find the diffusers folder that gives a file what it lacks."""
+        """Find the diffusers folder that gives a model what it lacks."""
         for folder in self.folders:
             for index in sorted(model_indexes(folder)):
                 name = index.parent.relative_to(folder).as_posix()
@@ -126,7 +132,7 @@ class Library:
         second = self.get(refiner, "refiner") if refiner else None
         if second:
             check_refiner(model.family, model.noise, (second.family, second.kind, second.noise))
-        donor = self._donor(model) if model.single and needs_donor(model) else None
+        donor = self._donor(model) if needs_donor(model) else None
         return ModelRef(
             id=model.id,
             path=str(model.path),
@@ -283,8 +289,9 @@ def _usable(model: Model, field: str) -> Model:
 
 def _is_name(model_id: str) -> bool:
     """Whether an id can be the name of a folder below a model folder, and of no other place."""
-    parts = PurePosixPath(model_id).parts
-    return bool(parts) and not {"..", "/"} & set(parts) and not set("\\:\0") & set(model_id)
+    path = PurePosixPath(model_id)
+    plain = bool(path.parts) and path.as_posix() == model_id
+    return plain and not {"..", "/"} & set(path.parts) and not set("\\:\0") & set(model_id)
 
 
 def unknown_words(text: str, model: Model) -> list[str]:

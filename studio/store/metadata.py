@@ -301,8 +301,8 @@ def _set_sampler(values: dict[str, Any], sampler: str, schedule: str) -> list[st
     if name is None:
         return [f"sampling method {sampler} is not known here; the model's own is used"]
     values["scheduler"] = name
-    if schedule and schedule.lower() in SIGMA_LABELS:
-        values["sigmas"] = schedule.lower()
+    if (kind := schedule.lower().replace(" ", "_")) in SIGMA_LABELS:
+        values["sigmas"] = kind
     elif schedule:
         return [f"schedule type {schedule} is not known here; Automatic is used"]
     return []

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import ModelError, StudioError
-from studio.families import FAMILIES, defaults_of, detect_family
+from studio.families import FAMILIES, defaults_of, detect_family, prior_of
 from studio.parts import shape_of
 from studio.schedulers import SCHEDULERS, canonical, noise_kind
 from studio.settings import CLIP_WORDS
@@ -16,6 +16,8 @@ from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_he
 
 WEIGHTS = (".safetensors", *PICKLES)
 DEPTH = 3
+PRIOR = "prior"
+READS_ONLY = "it only reads prompts for {title} models, which need it beside them; choose one of them to draw with"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Model:
         prediction: what a single file's denoiser says: `epsilon`, `v_prediction`, `flow` or `edm`; "" for a folder.
         told_by: what tells it: the file's `keys`, its `metadata`, its `studio.yaml`, or what is usual in its `family`.
         override: the prediction that `studio.yaml` gives.
-        lacks: components that a file takes from a diffusers folder of its family.
+        lacks: components that a file takes from a diffusers folder of its family; of a folder, its prior.
         words_known: tokenizer -> words that a file's text encoder knows.
         parts_from: the id of the model to take them from, "" for the first that fits.
         about: where it comes from, as `studio.yaml` says: source, revision, licence, trigger words.
@@ -81,6 +83,8 @@ def needs_donor(model: Model) -> bool:
 
 def can_give(donor: Model, model: Model) -> bool:
     """Say whether a folder has what a file lacks, in the sizes of the file."""
+    if not model.single:
+        return (donor.family, donor.kind) == (model.family, PRIOR) and _embedding(donor) in (0, _embedding(model))
     if donor.problem or donor.family != model.family:
         return False
     index = read_json(donor.path / "model_index.json")
@@ -90,6 +94,22 @@ def can_give(donor: Model, model: Model) -> bool:
     sizes = all(donor.shape.get(name) == model.shape.get(name) for name in same) or not model.lacks
     own = [words for words in model.words_known.values() if words != CLIP_WORDS]
     return sizes and all(_words(donor.path) == words for words in own)
+
+
+def _embedding(model: Model) -> int:
+    """Return how wide the embedding of a picture is that a prior makes, or that a denoiser draws from; 0 if it does not say."""
+    place = (PRIOR, "embedding_dim") if model.kind == PRIOR else ("unet", "encoder_hid_dim")
+    return read_json(model.path / place[0] / "config.json").get(place[1]) or 0
+
+
+def _prior(name: str, folder: Path, index: dict[str, Any], family: str) -> Model:
+    """Read a folder that only reads the prompts of a family's models."""
+    check_parts(folder, index)
+    check_weights(folder, index)
+    size = sum(path.stat().st_size for path in folder_files(folder))
+    problem = READS_ONLY.format(title=FAMILIES[family].title)
+    dtype = _folder_dtype(folder, PRIOR)
+    return Model(id=name, path=folder, title=name, family=family, kind=PRIOR, bytes=size, dtype=dtype, problem=problem)
 
 
 def _words(folder: Path) -> int:
@@ -125,6 +145,8 @@ def read_model(name: str, folder: Path) -> Model:
         if folder.is_file():
             return _file_model(name, folder, facts)
         index = read_json(folder / "model_index.json")
+        if whose := prior_of(index):
+            return _prior(name, folder, index, whose)
         denoiser = read_json(folder / ("transformer" if "transformer" in index else "unet") / "config.json")
         detected, kind = detect_family(index, denoiser)
         family = facts.get("family", detected)
@@ -135,13 +157,14 @@ def read_model(name: str, folder: Path) -> Model:
         schedule = read_json(folder / "scheduler" / "scheduler_config.json")
         noise = _noise(family, schedule)
         usual = canonical(schedule.get("_class_name", ""))
-        if usual is None or SCHEDULERS[usual].noise != noise:
+        if usual is None or SCHEDULERS[usual].noise != noise or usual in FAMILIES[family].refused_schedulers:
             usual = next(
                 name
                 for name in (FAMILIES[family].defaults["scheduler"], *SCHEDULERS)
                 if SCHEDULERS[name].noise == noise
             )
-        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual) | _own_defaults(facts)
+        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual) | _learnt_size(family, denoiser)
+        defaults |= _own_defaults(facts)
         return Model(
             id=name,
             path=folder,
@@ -149,9 +172,11 @@ def read_model(name: str, folder: Path) -> Model:
             family=family,
             noise=noise,
             kind=kind,
-            shape=shape_of(denoiser, _vae_config(folder)) | _text_shape(folder, index, family),
+            shape=shape_of(denoiser, _vae_config(folder, family)) | _text_shape(folder, index, family),
             defaults=defaults,
             latent_rgb=tuple(map(tuple, facts.get("latent_rgb", ()))),
+            lacks=(PRIOR,) if FAMILIES[family].prior and "prior_prior" not in index else (),
+            parts_from=str(facts.get("parts_from", "")),
             words=frozenset(facts.get("words", ())),
             bytes=sum(path.stat().st_size for path in folder_files(folder)),
             dtype=_folder_dtype(folder, "transformer" if "transformer" in index else "unet"),
@@ -168,13 +193,30 @@ def read_model(name: str, folder: Path) -> Model:
         return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
 
 
+def _learnt_size(family: str, denoiser: dict[str, Any]) -> dict[str, Any]:
+    """Return the size in pixels that a denoiser on pixels learnt; {} for others.
+
+    Raises:
+        ModelError: if no request can have it.
+    """
+    if not FAMILIES[family].pixels:
+        return {}
+    told, step = denoiser.get("sample_size"), FAMILIES[family].size_step
+    height, width = told if isinstance(told, list) else (told, told)
+    if not all(isinstance(side, int) and side >= 64 and side % step == 0 for side in (height, width)):
+        raise ModelError(
+            f"its network draws {width} x {height} pixels; sides of 64 and more that {step} divides can be drawn"
+        )
+    return {"width": width, "height": height}
+
+
 def _folder_dtype(folder: Path, part: str) -> str:
     first = next(iter(sorted((folder / part).glob("*.safetensors"))), None)
     return dtype_of(safetensors_header(first)) if first else ""
 
 
-def _vae_config(folder: Path) -> dict[str, Any]:
-    path = folder / "vae" / "config.json"
+def _vae_config(folder: Path, family: str) -> dict[str, Any]:
+    path = folder / FAMILIES[family].autoencoder / "config.json"
     return read_json(path) if path.is_file() else {}
 
 
@@ -195,7 +237,7 @@ def _noise(family: str, schedule: dict[str, Any]) -> str:
     """
     scheduler, wanted = schedule.get("_class_name", ""), FAMILIES[family].noise
     noise = noise_kind(scheduler, flow_sigmas=bool(schedule.get("use_flow_sigmas")))
-    if (noise != wanted) if wanted else noise.startswith("flow"):
+    if (noise != wanted) if wanted else noise not in ("diffusion", "edm"):
         raise ModelError(
             f"its scheduler {scheduler!r} does not work with {FAMILIES[family].title}; copy the model folder again"
         )
@@ -227,7 +269,7 @@ def check_parts(folder: Path, index: dict[str, Any]) -> None:
         if not (folder / part).is_dir():
             raise ModelError(f"{part} is missing, which model_index.json names; copy the model folder again")
         if not (folder / part / "config.json").is_file():
-            if library == "diffusers" and part != "scheduler":
+            if library == "diffusers" and not part.endswith("scheduler"):
                 raise ModelError(f"{part}/config.json is missing; copy the model folder again")
             continue
         config = read_json(folder / part / "config.json")

@@ -10,7 +10,7 @@ import yaml
 from studio.errors import InvalidRequest, ModelError
 from studio.layouts import TINY, controlnet_config, controlnet_names, vae_config, vae_names
 from studio.lora_blocks import blocks_problem
-from studio.loras import trained_for
+from studio.loras import rank_of, trained_for
 from studio.parts import (
     KINDS,
     OWN_VAE,
@@ -38,7 +38,9 @@ from studio.store.headers import (
     tensor_shapes,
 )
 from studio.upscalers import uses_model
+from studio.yaml_text import read_yaml
 
+RANK_MAX = 2_048  # of a LoRA; the largest published ones have half of it
 DEPTH = 2
 TRAINED = ("lora", "embedding", "controlnet")
 NO_VAE = "it is a network of the class {!r}; only AutoencoderKL can stand in for a model's VAE"
@@ -119,7 +121,7 @@ class PartLibrary:
                 ", ".join([*RESERVED.get(kind, ()), *(part.id for part in parts.values() if not part.problem)])
                 or "none"
             )
-            place = self.roots[-1] / KINDS[kind].folder if self.roots else KINDS[kind].folder
+            place = f"models/{KINDS[kind].folder}"  # strangers read this too: no path of this computer
             raise InvalidRequest(field, f"{field}={part_id!r} is no {KINDS[kind].title} in {place}; there is: {names}")
         if problem := parts[part_id].problem:
             raise InvalidRequest(field, f"{field}={part_id!r} cannot be used: {problem}")
@@ -268,7 +270,7 @@ def _preprocessor(path: Path) -> str:
     """Return what a part's `studio.yaml` says about its control pictures."""
     file = path / "studio.yaml"
     try:
-        facts = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        facts = read_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelError(f"studio.yaml cannot be read: {str(error).splitlines()[0]}") from None
     return str(facts.get("preprocessor", "")) if isinstance(facts, dict) else ""
@@ -393,7 +395,10 @@ def _read_lora(kind: str, name: str, path: Path) -> Part | None:
     try:
         if ":" in name:
             raise ModelError("its name has a colon, which a prompt cannot say (<lora:name:1>); rename the file")
-        return Part(kind, name, path, trained_for(tensor_shapes(path)))
+        shapes = tensor_shapes(path)
+        if (rank := rank_of(shapes)) > RANK_MAX:
+            raise ModelError(f"its rank is {rank:,}, and at most {RANK_MAX:,} are read; get the published file again")
+        return Part(kind, name, path, trained_for(shapes))
     except ModelError as error:
         return Part(kind, name, path, {}, problem=str(error))
     except (TypeError, KeyError, IndexError) as error:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from studio.dynamic_prompts import expand
 from studio.embeddings import Naming, layout_of
 from studio.errors import InvalidRequest, ModelError
-from studio.families import FAMILIES, ModelFamily
+from studio.families import FAMILIES
+from studio.family import ModelFamily
 from studio.fitting import check_request
 from studio.loras import LoraSpec, take_tags
 from studio.parts import Part, shape_problem

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import InvalidRequest, StudioError
+from studio.families import is_drawn
 from studio.store import writer
 from studio.store.lora_cards import check_card, write_card, write_cover
 from studio.store.runs import Runs
@@ -17,9 +18,17 @@ from studio.store.runs import Runs
 FINAL = -1
 KOHYA = "-kohya"
 KEPT, RECOMMENDATION = "kept.json", "recommendation.json"
-PLACES = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets", "model": "checkpoints"}
+PLACES = {
+    "lora": "loras",
+    "embedding": "embeddings",
+    "controlnet": "controlnets",
+    "model": "checkpoints",
+    "wordless": "checkpoints",
+}
 CHUNK = 2**20  # bytes read at once
 CARD_MAX = 100_000
+CLASS = "class.json"  # of a run: which pictures it drew of the class
+_CLASS = re.compile(r"\d{6}\.png")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}")
 
 
@@ -31,7 +40,8 @@ class Result:
         step: of the checkpoint; `FINAL` of the final one.
         name: under which the library has it.
         path: of the file, or of a model's folder.
-        kind: `lora`, `embedding`, `controlnet`, `model`, or `pipeline`: a model that takes no words, which Generate cannot use.
+        kind: `lora`, `embedding`, `controlnet`, `model`, `wordless`: a model that reads no prompt, or `pipeline`: one that
+            Generate cannot draw with either.
         word: of an embedding, what a prompt says; "" without one.
     """
 
@@ -84,7 +94,10 @@ def _result(run_id: str, method: str, step: int, path: Path) -> Result:
     name = f"{run_id}{end}"
     if path.is_dir():
         if (path / "model_index.json").is_file():
-            return Result(step, name, path, "pipeline" if method == "unconditional" else "model")
+            if method != "unconditional":
+                return Result(step, name, path, "model")
+            index = read_json(path / "model_index.json") or {}
+            return Result(step, name, path, "wordless" if is_drawn(index.get("_class_name", "")) else "pipeline")
         return Result(step, name, path, "controlnet")
     if path.with_name(f"{path.stem}_emb.safetensors").is_file():
         return Result(step, name, path, "lora", f"{run_id}_emb{end}")
@@ -117,9 +130,7 @@ def keep(
         StudioError: if the result cannot be used in Generate.
     """
     if result.kind not in PLACES:
-        raise StudioError(
-            f"{result.name} draws without words, which Generate does not do; it stays in the run's folder"
-        )
+        raise StudioError(f"{result.name} is of a class that Generate does not draw with; it stays in the run's folder")
     if not _NAME.fullmatch(name) or name.endswith((".safetensors", ".")):
         raise InvalidRequest("name", f"name={name[:90]!r} must be letters, digits, dots and hyphens, such as heart-v1")
     told = check_card(card) if result.kind == "lora" else {}
@@ -153,6 +164,37 @@ def recommendation(runs: Runs, run_id: str) -> dict[str, Any] | None:
     if not isinstance(found, dict) or not isinstance(found.get("step"), int):
         return None
     return {"step": found["step"], "reason": str(found.get("reason", ""))}
+
+
+def class_folder(runs: Runs, run_id: str) -> tuple[Path, int]:
+    """Return where the pictures lie that a DreamBooth run drew of the class, and how many it wants; 0 if it draws none.
+
+    They are kept in the cache of the data root, for later runs of the same model, prompt and size.
+    """
+    told = read_json(runs.folder(run_id) / CLASS)
+    name, number = (told.get("folder"), told.get("number")) if isinstance(told, dict) else ("", 0)
+    if not re.fullmatch(r"[0-9a-f]{32}", str(name)) or not isinstance(number, int):
+        return Path(), 0
+    return runs.root.parent / "cache" / "class" / str(name), number
+
+
+def class_pictures(runs: Runs, run_id: str) -> dict[str, Any] | None:
+    """Return how many class images a run wants, and the names of those that are there by now; None if it draws none."""
+    folder, number = class_folder(runs, run_id)
+    there = sorted(path.name for path in folder.glob("*.png") if _CLASS.fullmatch(path.name)) if number else []
+    return {"number": number, "pictures": there[:number]} if number else None
+
+
+def class_picture(runs: Runs, run_id: str, name: str) -> Path:
+    """Return a class image.
+
+    Raises:
+        StudioError: if there is none of this name.
+    """
+    folder, number = class_folder(runs, run_id)
+    if not number or not _CLASS.fullmatch(name) or not (folder / name).is_file():
+        raise StudioError(f"there is no class image {name!r}")
+    return folder / name
 
 
 def model_card(runs: Runs, run_id: str) -> str:

@@ -27,6 +27,7 @@ from studio.events import (
     from_line,
 )
 from studio.store import writer
+from studio.yaml_text import read_yaml
 
 CONFIG, EVENTS, CONTROL, SAMPLES = "config.yaml", "events.jsonl", "control.json", "samples.yaml"
 LOG, LAUNCH = "log.txt", "launch.json"
@@ -105,6 +106,7 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._stories: dict[str, Story] = {}
+        self._methods: dict[str, tuple[int, str]] = {}
 
     def ids(self) -> list[str]:
         """Return all runs, the one that was begun or resumed last first."""
@@ -152,22 +154,30 @@ class Runs:
         return run_id
 
     def method(self, run_id: str) -> str:
-        """Return the method of a run."""
-        with (self.folder(run_id) / CONFIG).open(encoding="utf-8") as file:
-            return file.readline().removeprefix(METHOD_LINE).strip()
+        """Return the method of a run; its config is opened again only when it was written anew."""
+        path = self.folder(run_id) / CONFIG
+        stamp = path.stat().st_mtime_ns
+        if self._methods.get(run_id, (0, ""))[0] != stamp:
+            with path.open(encoding="utf-8") as file:
+                self._methods[run_id] = stamp, file.readline().removeprefix(METHOD_LINE).strip()
+        return self._methods[run_id][1]
 
     def device(self, run_id: str) -> str:
         """Return on which device a run was meant to work; "" is the app's."""
+        path = self.folder(run_id) / LAUNCH
         try:
-            told = json.loads((self.folder(run_id) / LAUNCH).read_text(encoding="utf-8"))
-            return str(told.get("device", ""))
+            return str(json.loads(path.read_text(encoding="utf-8")).get("device", "")) if path.is_file() else ""
         except (OSError, ValueError, AttributeError):
             return ""
+
+    def set_device(self, run_id: str, device: str) -> None:
+        """Let a run work on another device from its next start on; "" is the app's."""
+        writer.write_json(self.folder(run_id) / LAUNCH, {"device": device})
 
     def config(self, run_id: str) -> dict[str, Any]:
         """Return what a run was told."""
         text = (self.folder(run_id) / CONFIG).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
         return values if isinstance(values, dict) else {}
 
     def story(self, run_id: str) -> Story:
@@ -224,7 +234,7 @@ class Runs:
         """Return the requests that are drawn at the next checkpoint; [] before the first made them."""
         path = self.folder(run_id) / SAMPLES
         try:
-            rows = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
+            rows = read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else []
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             rows = []
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -114,18 +114,18 @@ def read_styles(path: Path) -> list[Style]:
     rows = csv.DictReader(io.StringIO(_text(path, "styles"), newline=""))
     try:
         if "name" not in (rows.fieldnames or ()):
-            raise InvalidRequest("styles", f"{path} must begin with the line: name,prompt,negative_prompt")
+            raise InvalidRequest("styles", f"{path.name} must begin with the line: name,prompt,negative_prompt")
         read = [{key: (row.get(key) or "").strip() for key in ("name", *FIELDS)} for row in rows]
     except csv.Error as error:
-        raise InvalidRequest("styles", f"{path} cannot be read as a table: {error}; correct the file") from None
+        raise InvalidRequest("styles", f"{path.name} cannot be read as a table: {error}; correct the file") from None
     return [Style(**row) for row in read if row["name"] and (row["prompt"] or row["negative_prompt"])]
 
 
 def _text(path: Path, field: str) -> str:
     try:
         if path.stat().st_size > FILE_MAX:
-            raise InvalidRequest(field, f"{path} is larger than {FILE_MAX:,} bytes; split it")
+            raise InvalidRequest(field, f"{path.name} is larger than {FILE_MAX:,} bytes; split it")
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
-        raise InvalidRequest(field, f"{path} {reason}; save it again") from None
+        raise InvalidRequest(field, f"{path.name} {reason}; save it again") from None

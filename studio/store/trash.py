@@ -38,7 +38,7 @@ def put_back(entry: Path, folder: Path) -> None:
         StorageError: if the disk refuses.
     """
     files = [path for path in entry.rglob("*") if path.is_file()]
-    taken = next((path.name for path in files if (folder / path.relative_to(entry)).exists()), None)
+    taken = next((path.name for path in files if _differs(path, folder / path.relative_to(entry))), None)
     if taken:
         raise InvalidRequest("removed", f"{taken} is there again; remove that one first")
     try:
@@ -47,3 +47,8 @@ def put_back(entry: Path, folder: Path) -> None:
         shutil.rmtree(entry)
     except OSError as error:
         raise storage_error(error, entry.name) from error
+
+
+def _differs(kept: Path, place: Path) -> bool:
+    """Whether something else is where a file shall go; the same file is there if the power went while it was put away."""
+    return place.exists() and not (place.is_file() and writer.file_sha256(place) == writer.file_sha256(kept))

@@ -36,12 +36,6 @@ def glance(folder: Path) -> Glance:
     return Glance(pictures, captions)
 
 
-def dataset_names(root: Path) -> list[str]:
-    """Return the folders of the data root's datasets, by name."""
-    found = root.iterdir() if root.is_dir() else ()
-    return sorted((one.name for one in found if one.is_dir() and not one.name.startswith(".")), key=str.lower)
-
-
 def _told(path: Path) -> set[str]:
     """Return the pictures of which a list says the words; what is wrong in it is told when it is read in earnest."""
     names: set[str] = set()

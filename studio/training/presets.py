@@ -12,6 +12,7 @@ from studio.errors import InvalidRequest
 from studio.store import writer
 from studio.store.models import Model
 from studio.store.runs import METHOD_LINE
+from studio.yaml_text import read_yaml
 
 SMALL = "shapes"  # what presets call a model that draws as small as the embedded one
 SMALL_SIDE = 256  # pixels
@@ -68,7 +69,7 @@ def read_preset(text: str, name: str, methods: Iterable[str], *, method: str = "
         InvalidRequest: if it is no mapping of fields to values, or no method is known.
     """
     try:
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidRequest("preset", f"{name} is no YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

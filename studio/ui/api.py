@@ -5,7 +5,6 @@ import base64
 import functools
 import inspect
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -23,13 +22,14 @@ from studio.store.jobs import CANCELLED, DONE, FAILED
 from studio.store.lora_facts import lora_rows
 from studio.tools import PreprocessCall, VaeCheckCall
 from studio.ui.datasets_api import DatasetsApi
+from studio.ui.given import joined, with_each_picture
+from studio.ui.lab_api import LabApi
 from studio.ui.merge_panel import MergeApi
 from studio.ui.models_api import ModelsApi
 from studio.ui.prompt_api import PromptApi
 from studio.ui.services import Services
 from studio.ui.training_api import TrainingApi
 from studio.ui.upscale_panel import enlarging
-from studio.units import IMAGE_FIELDS, UNIT_FIELDS
 
 WAIT = 600.0  # seconds that `txt2img` waits for its pictures
 POLL = 0.03
@@ -44,6 +44,19 @@ class Api:
     def register(self) -> None:
         """Add all endpoints to the Blocks that is being built."""
         models = ModelsApi(self._services)
+        # What strangers may not do is not there for them: a hidden or private endpoint of Gradio can be called.
+        home = (
+            ()
+            if self._services.public
+            else (
+                models.download,
+                models.downloads,
+                MergeApi(self._services).merge,
+                DatasetsApi(self._services).datasets,
+                *TrainingApi(self._services).endpoints,
+                *LabApi(self._services, self._picture).endpoints,
+            )
+        )
         for function in (
             self.txt2img,
             self.img2img,
@@ -53,17 +66,13 @@ class Api:
             self.vae_check,
             self.upscale,
             models.models,
-            models.download,
-            models.downloads,
             self.adapters,
-            MergeApi(self._services).merge,
             self.schedulers,
-            DatasetsApi(self._services).datasets,
             self.gallery,
             self.job,
             self.cancel,
             *self._prompts.endpoints,
-            *TrainingApi(self._services).endpoints,
+            *home,
         ):
             gr.api(answering(function), api_name=function.__name__, concurrency_limit=None, queue=False)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -127,7 +136,8 @@ class Api:
             loras: LoRA to apply, see `adapters`: [{"name": …, "weight": 1.0, "text_encoder_weight": …, "blocks": […]}].
             styles: names of styles to put around the prompts, see `styles`.
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
-                `pag_scale`, `true_cfg_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the model's), `vae_tiling`.
+                `pag_scale`, `true_cfg_scale`, `prior_guidance_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the
+                model's), `vae_tiling`, `weights` (of the denoiser: `full`, `float8`, `int8`, `nf4`), `attention` (`math`, `flash` …).
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
 
         Returns:
@@ -224,7 +234,7 @@ class Api:
             if entry is None or entry.state in (DONE, FAILED, CANCELLED):
                 break
             await asyncio.sleep(POLL)
-        answer = self.job(made.id)
+        answer = self.job(made.id, request)  # pyright: ignore[reportArgumentType]
         if wait and answer["error"]:
             raise StudioError(answer["error"])
         return answer
@@ -289,7 +299,7 @@ class Api:
         answer = self._services.dispatcher.ask(call)
         return answer.values | {"urls": {name: f"/studio/tool/{key}" for name, key in answer.pictures.items()}}
 
-    def job(self, job: str) -> dict[str, Any]:
+    def job(self, job: str, request: gr.Request = None) -> dict[str, Any]:  # pyright: ignore[reportArgumentType]
         """Say what became of a job.
 
         Args:
@@ -299,9 +309,7 @@ class Api:
             {"job", "state": queued | running | done | failed | cancelled, "images": [{"id", "url"}], "error", "seed",
             "notices": [sentences about its pictures]}.
         """
-        entry = self._services.dispatcher.jobs.get(job)
-        if entry is None:
-            raise StudioError(f"there is no job {job!r}")
+        entry = self._services.dispatcher.seen_by(job, self._services.limit(request.headers if request else {}))
         images = [{"id": image_id, "url": f"/studio/image/{image_id}"} for image_id in entry.images]
         return {
             "job": job,
@@ -318,9 +326,8 @@ class Api:
         Args:
             job: the id that `txt2img` returned.
         """
-        owner = self._services.owner(request.headers if request else {}) if self._services.public else None
-        self._services.dispatcher.cancel(job, owner)
-        return self.job(job)
+        self._services.dispatcher.cancel(job, self._services.limit(request.headers if request else {}))
+        return self.job(job, request)
 
     def adapters(self) -> list[dict[str, Any]]:
         """List the LoRA and embeddings that can be used: `id` is what `loras` names, `names` call an embedding in a prompt."""
@@ -360,44 +367,12 @@ class Api:
         """
         if not 1 <= limit <= 200:
             raise StudioError(f"limit={limit} must be from 1 to 200")
-        owner = self._services.owner(request.headers if request else {}) if self._services.public else None
+        owner = self._services.limit(request.headers if request else {})
         index, wanted = self._services.gallery.index, Filter(words=words, model=model, day=day, starred=starred)
         rows = index.page(before=before, limit=limit, owner=owner, **wanted)
         keys = ("id", "prompt", "model", "seed", "width", "height")
         images = [{key: row[key] for key in keys} | {"url": f"/studio/image/{row['id']}"} for row in rows]
         return {"images": images, "next": rows[-1]["seq"] if len(rows) == limit else None}
-
-
-def with_each_picture(values: dict[str, Any], change: Callable[[object, str], str]) -> dict[str, Any]:
-    """Return plain values of a request in which every picture's text, those of units too, is changed."""
-    made = dict(values)
-    for name in IMAGE_FIELDS:
-        if values.get(name):
-            made[name] = change(values[name], name)
-    for name in UNIT_FIELDS:
-        if not isinstance(values.get(name), list | tuple):
-            continue
-        made[name] = units = [dict(unit) if isinstance(unit, dict) else unit for unit in values[name]]
-        for place, unit in enumerate(units):
-            if isinstance(unit, dict) and unit.get("image"):
-                unit["image"] = change(unit["image"], f"{name}.{place}.image")
-            if isinstance(unit, dict) and isinstance(unit.get("images"), list | tuple):
-                unit["images"] = [change(text, f"{name}.{place}.images") for text in unit["images"]]
-    return made
-
-
-def joined(given: dict[str, Any], settings: object) -> dict[str, Any]:
-    """Join an endpoint's own parameters with `settings`.
-
-    Raises:
-        InvalidRequest: if `settings` is no object, or says one of them again.
-    """
-    more = {} if settings is None else settings
-    if not isinstance(more, dict):
-        raise InvalidRequest("settings", "settings must be an object of field names and values")
-    if twice := sorted(set(more) & set(given)):
-        raise InvalidRequest("settings", f"settings says {twice[0]} too; give it once, as a parameter")
-    return more | given
 
 
 def answering(function: Any) -> Any:

@@ -102,7 +102,7 @@ class BatchPanel:
         for panel in self._panels:
             plain |= panel.taken(units)
         dispatcher, jobs, refused = self._services.dispatcher, [], []
-        dispatcher.check_room(len(files))
+        dispatcher.check_room(len(files), owner)
         for path in files:
             try:
                 picture = self._services.gallery.blobs.add(path, "image")

@@ -16,14 +16,17 @@ from starlette.routing import Route
 from studio.buckets import Size, bucket_of, bucket_sizes, cut_part, fill_buckets, is_enlarged
 from studio.caption_edits import edit_of, tag_counts
 from studio.errors import InvalidRequest, StudioError, shown
+from studio.findings import Change
 from studio.store.collections import Datasets, Picture
 from studio.store.edits import crop_box
 from studio.store.thumbnails import SIDES
 from studio.ui.services import Services
+from studio.ui.text import TEXT
 
 BODY_MAX = 400_000
 CHUNK_MAX = 20_000_000
 SIDE_MAX = 4096
+TITLE_MAX = 80  # characters of what can be undone
 FOR_EVER = "private, max-age=31536000, immutable"
 
 
@@ -36,10 +39,11 @@ class DatasetRoutes:
             "caption": self._caption,
             "edit": self._edit,
             "captions": self._captions,
-            "undo-captions": lambda name, body: {"number": self._datasets.undo_captions(name)},
+            "undo": self._undo,
             "remove": self._remove,
             "discard": lambda name, body: {"place": str(self._datasets.discard(name))},
             "restore": self._restore,
+            "empty": lambda name, body: {"number": self._datasets.empty(name)},
             "add": self._add,
         }
 
@@ -55,7 +59,24 @@ class DatasetRoutes:
             Route("/studio/datasets/{name}/thumbnail/{picture:path}", self.thumbnail),
             Route("/studio/datasets/{name}/piece", self.piece, methods=["POST"]),
             Route("/studio/datasets/{name}/{action}", self.act, methods=["POST"]),
+            Route("/studio/discarded", self.discarded),
+            Route("/studio/discarded/{id}/{action}", self.discarded, methods=["POST"]),
         ]
+
+    async def discarded(self, request: Request) -> Response:
+        """List the datasets that were discarded; put one back (`recall`), or delete it for good (`erase`)."""
+        entry, action = request.path_params.get("id", ""), request.path_params.get("action", "")
+
+        def act() -> dict[str, Any]:
+            if action == "recall":
+                return {"name": self._datasets.recall(entry)}
+            if action == "erase":
+                self._datasets.erase(entry)
+            elif action:
+                raise StudioError(f"there is no action {shown(action)}")
+            return {"discarded": self._datasets.discarded()}
+
+        return await answered(act)
 
     async def dataset(self, request: Request) -> Response:
         """Return a dataset: its pictures, their tags, and the buckets for a resolution."""
@@ -78,7 +99,7 @@ class DatasetRoutes:
                 ],
                 "size_problem": wrong,
                 "removed": len(self._datasets.removed(name)),
-                "can_undo": self._datasets.can_undo(name),
+                "undo": self._services.changes.last(name),
             }
 
         return await answered(read)
@@ -147,8 +168,14 @@ class DatasetRoutes:
         """`{"edit", "texts"}`: one change of every caption, but for those of pictures that are left out."""
         change = edit_of(body.get("edit"), body.get("texts"))
         pictures = [one for one in self._datasets.pictures(name) if not one.edit.left_out]
-        wanted = {one.name: change(one.caption or "") for one in pictures}
-        return {"number": self._datasets.change_captions(name, wanted)}
+        wanted = [Change(one.name, "caption", change(one.caption or "")) for one in pictures]
+        title = f"{TEXT['datasets.' + body['edit']]}: {', '.join(body['texts'])}"
+        return {"number": self._services.changes.make(name, wanted, title[:TITLE_MAX])}
+
+    def _undo(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Undo the latest change of several pictures, of whichever panel."""
+        undone = self._services.changes.undo(name)
+        return {"number": undone.number, "title": undone.title, "changed_since": undone.changed_since}
 
     def _remove(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """`{"picture"}`."""

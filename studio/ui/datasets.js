@@ -8,7 +8,10 @@ window.studio.datasets = (() => {
   const rows = new Map();         // name of a picture -> what is known of it, with its card
   let name = "";                  // of the dataset shown
   let turn = 0;
+  let own = false;                // whether a person chose the size of the buckets
+  let usual = null;               // the size of the chosen model, once another was chosen
   let soon = 0;
+  let undoable = null;            // what can be undone
   let uploading = null;           // {stop} while files are being sent
 
   const remember = (value) => { try { localStorage.setItem("studio-dataset", value || ""); } catch { /* private window */ } };
@@ -68,6 +71,8 @@ window.studio.datasets = (() => {
   async function load() {
     clearTimeout(soon);
     if (!$("#sd")) return;
+    window.studio.datasetTrash.first();
+    fit();
     $("#sd-none").hidden = Boolean(name);
     $("#sd-body").hidden = !name;
     if ($("#sd-train")) $("#sd-train").hidden = !name;
@@ -158,7 +163,11 @@ window.studio.datasets = (() => {
       ? `${used.length} pictures, ${captions} with a caption` + (out ? ` · ${out} left out` : "") : "No pictures yet: drop some above.";
     $("#sd-restore").hidden = !found.removed;
     $("#sd-restore").textContent = found.removed > 1 ? `Put back what was removed (${found.removed})` : "Put back what was removed";
-    $("#sd-undo").disabled = !found.can_undo;
+    $("#sd-empty").hidden = !found.removed;
+    $("#sd-undo").disabled = !found.undo;
+    $("#sd-undo").title = found.undo ? `Undo “${found.undo}”` : "There is nothing to undo";
+    if (undoable !== null && undoable !== found.undo) $("#sd-doctor-again")?.click();  // the doctor's button says it too
+    undoable = found.undo;
     for (const id of ["#sd-tools", "#sd-filter"]) $(id).hidden = !found.pictures.length;
   }
 
@@ -379,7 +388,17 @@ window.studio.datasets = (() => {
     suffix: () => change("suffix", [field("#sd-text")]),
     trigger: () => change("trigger", [field("#sd-text")]),
     replace: () => change("replace", [field("#sd-search"), field("#sd-replacement")]),
-    undo: async () => { const answer = await act("/undo-captions", {}); if (!answer.error) tell([`${answer.number} captions are as they were before.`], true); },
+    undo: async () => {
+      const answer = await act("/undo", {});
+      if (answer.error) return;
+      tell([`“${answer.title}” is undone: ${answer.number} as before.`], true);
+      if (answer.changed_since.length) tell([`Not touched, because they were changed since: ${answer.changed_since.join(", ")}.`], true);
+    },
+    empty: async () => {
+      if (!confirm("Delete the removed pictures of this dataset for good? They cannot be put back then.")) return;
+      const answer = await act("/empty", {});
+      if (!answer.error) tell([`${answer.number} removed ${answer.number === 1 ? "picture is" : "pictures are"} deleted for good.`], true);
+    },
     restore: () => act("/restore", { all: true }),
     stop: () => { if (uploading) uploading.stop = true; },
     discard: async () => {
@@ -391,6 +410,7 @@ window.studio.datasets = (() => {
       remember("");
       $("#sd-grid").replaceChildren();
       $("#sd-refresh").click();
+      window.studio.datasetTrash.load();
     },
   };
   document.addEventListener("click", (event) => { actions[event.target.closest?.("[data-dataset]")?.dataset.dataset]?.(); });
@@ -401,7 +421,7 @@ window.studio.datasets = (() => {
       box.value = "";
     }
     if (box.id === "sd-filter") filter();
-    if (box.id === "sd-resolution" || box.id === "sd-step") load();
+    if (box.id === "sd-resolution" || box.id === "sd-step") { own = true; load(); }
   });
   const over = (event) => event.target.closest?.("#sd-body");
   document.addEventListener("dragover", (event) => { if (over(event)) { event.preventDefault(); $("#sd-drop").classList.add("st-on"); } });
@@ -413,5 +433,17 @@ window.studio.datasets = (() => {
     dropped(event.dataTransfer);
   });
 
-  return { show, load, remembered, remember };
+  // Another model was chosen: its buckets are shown, unless a person chose a size. The frame may not be there yet.
+  function sized(sizes) {
+    usual = sizes;
+    if ($("#sd")?.offsetParent) load();
+  }
+
+  function fit() {
+    if (own || !usual) return;
+    $("#sd-resolution").value = usual.resolution;
+    $("#sd-step").value = usual.step;
+  }
+
+  return { show, load, remembered, remember, sized };
 })();

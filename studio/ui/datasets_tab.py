@@ -1,6 +1,7 @@
 """The Datasets tab: choose or create a dataset; datasets.js fills the frame from the routes and sends every change there."""
 
 import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from studio.ui.mask_panel import MaskPanel
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 
-RESOLUTION, STEP = 512, 64
+RESOLUTION, STEP, SMALL_STEP = 512, 64, 32
 TOLD_MAX = 50
 FRAME = f"""
 <div id="sd">
@@ -42,6 +43,7 @@ FRAME = f"""
         <option value="out">Left out</option><option value="small">Enlarged</option><option value="bad">With a problem</option>
       </select>
       <button type="button" class="st-button" id="sd-restore" data-dataset="restore" hidden></button>
+      <button type="button" class="st-button" id="sd-empty" data-dataset="empty" hidden>{TEXT["datasets.empty"]}</button>
       <button type="button" class="st-button" data-dataset="discard">{TEXT["datasets.discard"]}</button>
     </div>
     <div id="sd-tools" hidden>
@@ -68,8 +70,8 @@ FRAME = f"""
         <div class="st-quiet">{TEXT["datasets.buckets.help"]}</div>
         <div class="st-row">
           <label>{TEXT["datasets.resolution"]}
-            <input type="number" id="sd-resolution" value="{RESOLUTION}" min="64" max="4096" step="64"></label>
-          <label>{TEXT["datasets.step"]} <input type="number" id="sd-step" value="{STEP}" min="8" max="256" step="8"></label>
+            <input type="number" id="sd-resolution" value="[resolution]" min="64" max="4096" step="64"></label>
+          <label>{TEXT["datasets.step"]} <input type="number" id="sd-step" value="[step]" min="8" max="256" step="8"></label>
           <span id="sd-size-problem" class="st-bad" role="alert"></span>
         </div>
         <div class="st-table"><table><tbody id="sd-bucket-rows"></tbody></table></div>
@@ -78,6 +80,8 @@ FRAME = f"""
     <div id="sd-grid"></div>
     <dialog id="sd-crop"></dialog>
   </div>
+  <details id="sd-discarded" hidden><summary>{TEXT["datasets.discarded"]}</summary>
+    <div id="sd-discarded-rows" class="st-table" data-none="{TEXT["datasets.discarded.none"]}"></div></details>
 </div>
 """
 
@@ -101,8 +105,14 @@ class DatasetsTab:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def build(self, page: gr.Blocks, tab: gr.Tab) -> None:
-        """Build the content and bind its events."""
+    def build(self, page: gr.Blocks, tab: gr.Tab, model: gr.Dropdown) -> None:
+        """Build the content and bind its events.
+
+        Args:
+            page: the whole.
+            tab: in which this is built.
+            model: the page's choice of a model, whose buckets are shown.
+        """
         with gr.Row():
             self.chosen = gr.Dropdown(
                 [], value=None, label=TEXT["datasets.chosen"], info=TEXT["datasets.chosen.help"], elem_id="sd-chosen"
@@ -118,7 +128,9 @@ class DatasetsTab:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         if self._services.policy.mode == "local":
             self._build_import(name, said)
-        gr.HTML(FRAME, padding=False)
+        sizes = self._sizes(self._services.settings.model)
+        frame = FRAME.replace("[resolution]", str(sizes["resolution"])).replace("[step]", str(sizes["step"]))
+        gr.HTML(frame, padding=False)
         for panel in (DoctorPanel, CaptionPanel, MaskPanel):
             panel(self._services).build(self.chosen, self.changed)
         self.train = gr.Button(TEXT["datasets.train"], variant="primary", elem_id="sd-train")
@@ -131,6 +143,10 @@ class DatasetsTab:
             **quiet,
         ).then(None, [self.chosen], js="(name) => { studio.datasets.show(name); }", api_visibility="private")
         self.chosen.input(None, [self.chosen], js="(name) => { studio.datasets.show(name); }", api_visibility="private")
+        sizes = gr.Textbox(visible="hidden")
+        model.change(lambda name: json.dumps(self._sizes(name)), [model], [sizes], **quiet).then(
+            None, [sizes], js="(sizes) => { studio.datasets.sized(JSON.parse(sizes)); }", api_visibility="private"
+        )
         self.changed.change(None, js="() => { studio.datasets.load(); }", api_visibility="private")
         gr.on([create.click, name.submit], self.create, [name], [self.chosen, name, said], **quiet).success(
             None, [self.chosen], js="(name) => { studio.datasets.show(name); }", api_visibility="private"
@@ -155,6 +171,14 @@ class DatasetsTab:
             api_visibility="private",
             concurrency_limit=1,
         ).success(None, [self.chosen], js="(name) => { studio.datasets.show(name); }", api_visibility="private")
+
+    def _sizes(self, model_id: str) -> dict[str, int]:
+        """Return the resolution at which a model is usually trained, and the step of its buckets, as our presets have them."""
+        try:
+            side = int(self._services.library.get(model_id).defaults.get("width", RESOLUTION))
+        except StudioError:
+            side = RESOLUTION
+        return {"resolution": side, "step": STEP if side >= RESOLUTION else SMALL_STEP}
 
     def build_sender(self, wish: gr.Textbox) -> None:
         """Let the Train tab begin with the chosen dataset; `wish` is what it listens to."""

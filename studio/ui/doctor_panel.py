@@ -50,7 +50,7 @@ class DoctorPanel:
                 kind = gr.Textbox(label=TEXT["doctor.class"], info=TEXT["doctor.class.help"], max_length=100,
                                   elem_id="sd-doctor-class", min_width=180)  # fmt: skip
                 resolution = gr.Number(
-                    512, label=TEXT["doctor.resolution"], info=TEXT["doctor.resolution.help"], precision=0, minimum=64,
+                    self._side(), label=TEXT["doctor.resolution"], info=TEXT["doctor.resolution.help"], precision=0, minimum=64,
                     maximum=4096, step=64, elem_id="sd-doctor-resolution", min_width=140,
                 )  # fmt: skip
                 model = gr.Dropdown(
@@ -64,6 +64,7 @@ class DoctorPanel:
             said = gr.HTML("", padding=False, elem_id="sd-doctor-said")
             drawn = gr.HTML("", padding=False, elem_id="sd-doctor-drawn")
         place, fix = gr.Textbox(visible="hidden"), gr.Button(elem_id="sd-doctor-fix", elem_classes="st-hidden")
+        again = gr.Button(elem_id="sd-doctor-again", elem_classes="st-hidden")
         job, timer, found = gr.State(), gr.Timer(POLL, active=False), gr.State(())
         aim: dict[str, Any] = {
             "chosen": chosen,
@@ -81,10 +82,14 @@ class DoctorPanel:
             **slow,
         )
         undo.click(self.undo, inputs_kwargs={"changed": changed, **aim}, outputs=[said, found, undo, changed], **slow)
-        gr.on([chosen.change, changed.change], self.offered, [chosen], [undo], **QUIET)
+        gr.on([chosen.change, changed.change, again.click], self.offered, [chosen], [undo], **QUIET)
         chosen.change(lambda: ("", (), gr.update(choices=self._models())), None, [said, found, model], **QUIET)
         draw.click(self.draw, [trigger, model], [drawn, job, timer], **QUIET)
         timer.tick(self.drawn, [job], [drawn, timer], **QUIET)
+
+    def _side(self) -> int:
+        """Return the side at which the model that is there first is usually trained."""
+        return int(self._services.library.get(self._services.settings.model).defaults.get("width", 512))
 
     def _models(self) -> list[tuple[str, str]]:
         return [(model.title, model.id) for model in self._services.library.models() if not model.problem]

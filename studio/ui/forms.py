@@ -25,7 +25,13 @@ def fields_of(model: type[BaseModel], group: str) -> list[str]:
 
 
 def build_control(
-    model: type[BaseModel], name: str, value: Any, *, choices: list | None = None, place: str = "field"
+    model: type[BaseModel],
+    name: str,
+    value: Any,
+    *,
+    choices: list | None = None,
+    place: str = "field",
+    most: int | None = None,
 ) -> Component:
     """Build the control of one field.
 
@@ -35,6 +41,7 @@ def build_control(
         value: to start with.
         choices: make it a dropdown of (label, value) pairs.
         place: begins the control's element id, `field-<name>`; another one for another form of the page.
+        most: lowers the range's upper end.
     """
     field = model.model_fields[name]
     facts = facts_of(field)
@@ -56,9 +63,8 @@ def build_control(
     if facts.get("ge") == -1:
         return gr.Number(precision=0, minimum=facts["ge"], maximum=facts["le"], step=facts["step"], **common)
     offset = facts.get("shown_offset", 0)
-    return gr.Slider(
-        facts["ge"] + offset, facts["le"] + offset, step=facts["step"], **(common | {"value": value + offset})
-    )
+    upper = (facts["le"] if most is None else most) + offset
+    return gr.Slider(facts["ge"] + offset, upper, step=facts["step"], **(common | {"value": value + offset}))
 
 
 def from_page(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:

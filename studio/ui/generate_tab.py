@@ -11,6 +11,7 @@ import gradio as gr
 from studio.errors import InvalidRequest, StudioError
 from studio.families import FAMILIES
 from studio.fitting import greyed
+from studio.memory import weights_choices
 from studio.parts import OWN_VAE
 from studio.schedulers import SCHEDULERS, SIGMA_LABELS
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
@@ -116,10 +117,8 @@ class GenerateTab:
             made["skip"] = gr.Button(TEXT["skip"], elem_id="st-skip", scale=1, min_width=60)
         message = '<div id="st-message" role="alert" hidden></div>'
         gr.HTML(message + self.words.report(self._model.id), padding=False)
-        folder = self._services.settings.model_folders[1]
-        near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         made["demo"] = gr.Markdown(
-            TEXT["demo"].format(folder=html.escape(str(near))),
+            self._demo(),
             visible=self._services.settings.model == "shapes",
             elem_id="st-demo",
         )
@@ -141,11 +140,15 @@ class GenerateTab:
             with gr.Column(scale=0, min_width=130):
                 made["random"] = gr.Button(TEXT["seed.random"], size="sm")
                 made["reuse"] = gr.Button(TEXT["seed.reuse"], size="sm")
-        for group in ("size", "sampling", "refiner", "hires", "variation", "more"):
+        for group in ("size", "sampling", "refiner", "hires", "variation", "more", "memory"):
             with gr.Accordion(TEXT[f"group.{group}"], open=False, elem_id=f"group-{group}"):
                 for name in fields_of(GenerationRequest, group):
                     self.controls[name] = build_control(
-                        GenerationRequest, name, values[name], choices=self._choices(name)
+                        GenerationRequest,
+                        name,
+                        values[name],
+                        choices=self._choices(name),
+                        most=self._services.most(name),
                     )
         made["forever"] = gr.Checkbox(
             False,
@@ -161,10 +164,19 @@ class GenerateTab:
         made["to_image"] = gr.Button("to image", elem_id="st-to-image", elem_classes="st-hidden")
         return made
 
+    def _demo(self) -> str:
+        """Say what the demo model is; strangers do not hear where models lie."""
+        if self.public:
+            return TEXT["demo.public"]
+        folder = self._services.settings.model_folders[1]
+        near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        return TEXT["demo"].format(folder=html.escape(str(near)))
+
     def _choices(self, name: str) -> list | None:
         """Return all options; a pair that cannot work is refused with the reason, so that no restored form can jam."""
         options = {"scheduler": list(SCHEDULERS), "sigmas": [(label, kind) for kind, label in SIGMA_LABELS.items()]}
         options |= {"hires_upscaler": self._upscalers(), "refiner": self._refiners()}
+        options["weights"] = weights_choices()
         options["vae"] = vae_choices(self._services.library, self._model.id)
         return options.get(name)
 
@@ -273,8 +285,8 @@ class GenerateTab:
         """Queue what the form says; return JSON for the page: {"job", "note"} or {"error", "field"}."""
         forever, units = bool(values.pop("forever")), dict(values)
         try:
-            if forever and self._services.public:
-                raise StudioError("Generate forever is not offered on a public page")
+            if forever:
+                self._services.check_home(request.headers, "Generate forever is not offered")
             wanted = self.wanted(values)
             job = self._services.dispatcher.submit(wanted, self._services.owner(request.headers), forever=forever)
         except StudioError as error:
@@ -333,9 +345,7 @@ class GenerateTab:
     def restore(self, image_id: str, request: gr.Request) -> list[Any]:
         """Put all settings of a picture into the form and show the tab."""
         try:
-            found = self._services.gallery.found(
-                image_id, self._services.owner(request.headers) if self._services.public else None
-            )
+            found = self._services.gallery.found(image_id, self._services.limit(request.headers))
         except StudioError as error:
             problem = json.dumps({"error": str(error), "field": ""})
             return [*(gr.skip() for _ in self.filled), gr.skip(), problem]
@@ -349,9 +359,7 @@ class GenerateTab:
     def to_image(self, image_id: str, request: gr.Request) -> list[Any]:
         """Put a picture into the image panel, as what the next one starts from."""
         try:
-            path = self._services.gallery.path(
-                image_id, self._services.owner(request.headers) if self._services.public else None
-            )
+            path = self._services.gallery.path(image_id, self._services.limit(request.headers))
         except StudioError as error:
             return [*(gr.skip() for _ in self.image.targets), gr.skip(), json.dumps({"error": str(error), "field": ""})]
         return [*self.image.open(str(path)), gr.Tabs(selected="generate"), json.dumps({"open": "group-image"})]
@@ -397,7 +405,7 @@ def asks(model: Model) -> str:
 def usual() -> dict[str, dict[str, Any]]:
     """Return the usual values, as the page shows them, of groups whose fields do not depend on the model."""
     plain = GenerationRequest().model_dump() | {"vae": ""}  # as its dropdown says it
-    groups = ("hires", "variation", "outpaint", "inpaint", "more")
+    groups = ("hires", "variation", "outpaint", "inpaint", "more", "memory")
     return {
         group: to_page(GenerationRequest, {name: plain[name] for name in fields_of(GenerationRequest, group)})
         for group in groups

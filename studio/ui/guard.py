@@ -4,35 +4,45 @@ Facts of Gradio 6.31 that it answers: no Host check, every Origin is reflected o
 `file=https://…` fetches any public address, own routes are outside the login, and the login page lists the endpoints.
 """
 
+import contextlib
 import ipaddress
-import math
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.formparsers import MultiPartException
 from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from studio.errors import StudioError
+from studio.ui.payloads import NOT_YOURS, Sessions, payload_check
+from studio.ui.traffic import BodyRefused, Exchange, LoginLimiter, Rates, Refusal
+from studio.visitors import Visitors, is_global
+
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 COOKIE = "studio_client"
+# The guard's own words to the handlers: what a browser sends under these names is thrown away.
+SENDER, ROLE, HOST_ROLE = "x-studio-sender", "x-studio-role", "host"
+UPLOAD_MIN = 100_000  # bytes from which on a request counts as an upload
 CLIENT = re.compile(r"[0-9a-f]{32}")
+PUBLIC_BODY, PUBLIC_FILES = 32 * 2**20, 20
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 FILE_ROUTES = ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/file/")
 # One letter before the colon is a Windows drive; two slashes of any kind are a Windows share.
 ADDRESS = re.compile(r"[\s/\\]*[a-z][a-z0-9+.-]+:|[/\\]{2}", re.IGNORECASE)
 CLOSED = (
-    "/proxy=", "/gradio_api/proxy=", "/monitoring", "/gradio_api/monitoring", "/openapi.json", "/docs", "/redoc",
+    "/proxy=", "/gradio_api/proxy=", "/monitoring", "/gradio_api/monitoring", "/openapi.json",
+    "/gradio_api/openapi.json", "/docs", "/redoc",
+    "/gradio_api/run-history", "/gradio_api/process_recording", "/gradio_api/stream/", "/gradio_api/deep_link",
     "/gradio_api/vibe-", "/gradio_api/undo-vibe-", "/gradio_api/dev/", "/gradio_api/profiling/",
 )  # fmt: skip
 # What the login page needs, and what says nothing. Everything else is behind the login.
@@ -54,6 +64,8 @@ class Policy:
     hosts: frozenset[str] = frozenset()  # further names that a browser may use: lower case, without port
     credentials: tuple[str, str] | None = field(default=None, repr=False)
     max_body: int = 64 * 2**20  # bytes in one request, all its files together
+    max_files: int = 1_000
+    author: str = ""  # who may do more on a Space, once Hugging Face says that it is they
 
     @property
     def public(self) -> bool:
@@ -69,19 +81,31 @@ class Policy:
         return self.mode in ("lan", "space") and parse_ip(name) is not None
 
 
-def policy_for(*, host: str, share: bool, auth: tuple[str, str] | None, space_host: str | None = None) -> Policy:
-    """Build the policy that belongs to the flags; `space_host` is `SPACE_HOST`, a list with commas for own domains.
+def policy_for(
+    *, host: str, share: bool, auth: tuple[str, str] | None, space_host: str | None = None, author: str = ""
+) -> Policy:
+    """Build the policy that belongs to the flags.
+
+    Args:
+        host: address to listen on.
+        share: whether a public link is opened.
+        auth: user and password.
+        space_host: `SPACE_HOST`, a list with commas for own domains.
+        author: whose Space it is, if people can log in there with Hugging Face.
 
     Raises:
         ValueError: one sentence with the way out, when strangers could use this computer.
     """
     if space_host:
-        return Policy("space", frozenset(filter(None, map(str.strip, space_host.lower().split(",")))), auth)
+        own = frozenset(filter(None, map(str.strip, space_host.lower().split(","))))
+        return Policy("space", own, auth, PUBLIC_BODY, PUBLIC_FILES, author)
     name = host.strip().lower().strip("[]")
     address = parse_ip(name)
     own = frozenset({f"[{address}]" if address and address.version == 6 else name})
     if name == "localhost" or (address and address.is_loopback):
-        return Policy("share", own, auth or make_login()) if share else Policy("local", own, auth)
+        if share:
+            return Policy("share", own, auth or make_login(), PUBLIC_BODY, PUBLIC_FILES)
+        return Policy("local", own, auth)
     if share:
         raise ValueError(f"--share works without --host {host}: leave it out, the link reaches this computer anyway")
     if auth is None:
@@ -192,112 +216,154 @@ def is_login(scope: Scope, path: str) -> bool:
     return scope.get("method") == "POST" and path.rstrip("/") == "/login"
 
 
-def address_of(scope: Scope) -> str:
-    """Return whom the limiter counts: an IPv4 address, or the /64 network of an IPv6 one, which is one customer's."""
+def address_of(scope: Scope, policy: Policy | None = None) -> str:
+    """Return whom the limiter counts: an IPv4 address, or the /64 network of an IPv6 one, which is one customer's.
+
+    On a Space every connection comes from Hugging Face's own network, whose proxy adds the sender at the end of X-Forwarded-For.
+    """
     name = (scope.get("client") or ("", 0))[0]
+    if policy and policy.mode == "space" and not is_global(name):
+        told = [value for key, value in scope["headers"] if key == b"x-forwarded-for"]
+        last = told[-1].decode("latin-1").rpartition(",")[2].strip() if told else ""
+        name = last if parse_ip(last) else name
     address = parse_ip(name.partition("%")[0])
     return str(ipaddress.ip_network((address, 64), strict=False)) if address and address.version == 6 else name
 
 
-class LoginLimiter:
-    """At most `each` wrong passwords a minute from an address and `total` in all; holds at most `total` entries."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, each: int = 5, total: int = 30) -> None:
-        self.clock, self.each, self.total, self.window = clock, each, total, 60.0
-        self.tries: dict[object, tuple[float, str]] = {}
-
-    def wait(self, address: str) -> int:
-        """Return the whole seconds that `address` has to wait, 0 for none."""
-        now = self.clock()
-        self.tries = {key: entry for key, entry in self.tries.items() if now - entry[0] < self.window}
-        every = [at for at, _ in self.tries.values()]
-        mine = [at for at, who in self.tries.values() if who == address]
-        full = mine[:1] * (len(mine) >= self.each) + every[:1] * (len(every) >= self.total)
-        return max((math.ceil(at + self.window - now) for at in full), default=0)
-
-    def begin(self, address: str) -> object:
-        """Count a try before its answer is known, so that many at once cannot slip through; returns its key."""
-        key = object()
-        self.tries[key] = self.clock(), address
-        return key
-
-    def end(self, key: object, status: int) -> None:
-        """Keep a wrong password; forget everything else, and after a right one all that the address did."""
-        if status in (400, 401):
-            return
-        _, address = self.tries.pop(key, (0.0, ""))
-        if status == 200:  # the others still count in all
-            self.tries = {other: (at, "" if who == address else who) for other, (at, who) in self.tries.items()}
-
-
-class BodyTooLarge(MultiPartException):
-    """More bytes than allowed. Gradio and Starlette delete their half-written uploads on this class only."""
-
-
-class Exchange:
-    """One request and its answer: counts the body, tells the status, keeps back what answers too long a body."""
-
-    def __init__(self, receive: Receive, send: Send, limit: int, on_status: Callable[[int], None] | None) -> None:
-        self._receive, self._send, self.limit, self.on_status = receive, send, limit, on_status
-        self.size, self.started = 0, False
-
-    async def receive(self) -> Message:
-        """Receive, or raise BodyTooLarge."""
-        message = await self._receive()
-        self.size += len(message.get("body", b""))
-        if self.size > self.limit:
-            raise BodyTooLarge("The request is larger than the maximum allowed size.")
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Send, unless the guard has to answer instead."""
-        if self.size > self.limit and not self.started:
-            return
-        if self.on_status and message["type"] == "http.response.start":
-            self.on_status(message["status"])
-        self.started = True
-        await self._send(message)
+def is_host(scope: Scope, policy: Policy) -> bool:
+    """Say whether Hugging Face has told, in Gradio's signed session, that this is whose Space it is."""
+    told = scope.get("session", {}).get("oauth_info") if policy.author and policy.mode == "space" else None
+    if not isinstance(told, dict) or told.get("expires_at", 0) < time.time():
+        return False
+    return told.get("userinfo", {}).get("preferred_username") == policy.author
 
 
 class Guard:
-    """ASGI middleware for `launch(app_kwargs={"middleware": [Middleware(Guard, policy=…)]})`."""
+    """ASGI middleware for `launch(app_kwargs={"middleware": [Middleware(Guard, policy=…)]})`.
 
-    def __init__(self, app: ASGIApp, policy: Policy, limiter: LoginLimiter | None = None) -> None:
+    Args:
+        app: behind it.
+        policy: who may talk to it.
+        limiter: of wrong passwords.
+        visitors: counts what strangers bring, on public pages.
+        rates: counts their requests.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        policy: Policy,
+        limiter: LoginLimiter | None = None,
+        visitors: Visitors | None = None,
+        rates: Rates | None = None,
+    ) -> None:
         self.app, self.policy, self.limiter = app, policy, limiter or LoginLimiter()
-        self.too_large = 413, f"A request may carry at most {policy.max_body:,} bytes.", 0
+        self.visitors, self.rates = visitors, rates or Rates()
+        self.sessions = Sessions() if policy.public else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the request, then let the app answer it."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
+        scope = self._marked(scope)
         headers, path = Headers(scope=scope), route_path(scope)
         send = self._dress(scope, headers, path, send)
-        refusal = self._refusal(scope, headers, path)
-        if refusal:
+        if refusal := self._refusal(scope, headers, path):
             return await refuse(scope, receive, send, refusal)
+        if not self.policy.public or headers.get(ROLE) == HOST_ROLE:
+            return await self._pass(scope, headers, path, receive, send)
+        sender = self._sender(scope)
+        if not self.rates.enter(sender):
+            return await refuse(scope, receive, send, (429, "Too many requests are open; close some pages.", 1))
+        try:
+            refusal = self._too_much(scope, headers, sender)
+            if refusal:
+                return await refuse(scope, receive, send, refusal)
+            await self._pass(scope, headers, path, receive, send)
+        finally:
+            self.rates.leave(sender)
+
+    async def _pass(self, scope: Scope, headers: Headers, path: str, receive: Receive, send: Send) -> None:
+        """Let the app answer, and answer in its place where the body is refused."""
+        if scope["type"] == "websocket":
+            return await self.app(scope, receive, send)
         if self.policy.credentials and path in ("", "/") and not is_logged_in(scope, headers):
             send = without_api_info(send)
-        on_status = partial(self.limiter.end, self.limiter.begin(address_of(scope))) if is_login(scope, path) else None
-        exchange = Exchange(receive, send, self.policy.max_body, on_status)
+        address = address_of(scope, self.policy)
+        on_status = partial(self.limiter.end, self.limiter.begin(address)) if is_login(scope, path) else None
+        client, policy = client_of(headers), self.policy
+        if self.sessions and self.sessions.refuses_stream(scope, path, client):
+            return await refuse(scope, receive, send, NOT_YOURS)
+        check = payload_check(path, client, self.sessions)
+        exchange = Exchange(
+            receive, send, headers, limit=policy.max_body, files=policy.max_files, on_status=on_status, check=check
+        )
         try:
             await self.app(scope, exchange.receive, exchange.send)
-        except BodyTooLarge:
+        except BodyRefused:
             if exchange.started:
                 raise
-        if exchange.size > exchange.limit and not exchange.started:
-            await refuse(scope, receive, send, self.too_large)
+        finally:
+            self._count_upload(scope, headers, exchange.size)
+        if exchange.refusal and not exchange.started:
+            await refuse(scope, receive, send, exchange.refusal)
 
-    def _refusal(self, scope: Scope, headers: Headers, path: str) -> tuple[int, str, int] | None:
+    def _marked(self, scope: Scope) -> Scope:
+        """Return the scope with our words to the handlers, and without what a browser sends under their names."""
+        kept = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(b"x-studio-")]
+        if self.policy.public:
+            kept.append((SENDER.encode(), address_of(scope, self.policy).encode()))
+        if is_host(scope, self.policy):
+            kept.append((ROLE.encode(), HOST_ROLE.encode()))
+        scope["headers"] = kept  # in place: what stands around us, and Gradio's own routes, shall see the same
+        return scope
+
+    def _sender(self, scope: Scope) -> str:
+        """Return who is counted: an address of the internet, else the browser."""
+        address = address_of(scope, self.policy)
+        return address if is_global(address) else client_of(Headers(scope=scope)) or address
+
+    def _too_much(self, scope: Scope, headers: Headers, sender: str) -> Refusal | None:
+        """Say why a stranger's request has to wait."""
+        if scope.get("method") in SAFE_METHODS:
+            return None
+        if wait := self.rates.begin(sender):
+            return 429, f"Too many requests; try again in {wait} seconds.", wait
+        length = headers.get("content-length", "")
+        size = int(length[:20]) if length.isdecimal() else 0
+        if self.visitors and (size > UPLOAD_MIN or not length):
+            if client := client_of(headers):
+                self.visitors.seen(client, address_of(scope, self.policy))
+            try:
+                self.visitors.check_disk(size)
+                self.visitors.spend(client, "bytes of uploads", 0 if not length else size, self._bytes_a_day)
+            except StudioError as error:
+                return 429, f"{str(error)[:1].upper()}{str(error)[1:]}.", 0
+        return None
+
+    @property
+    def _bytes_a_day(self) -> int:
+        return self.visitors.limits.upload_bytes if self.visitors else 0
+
+    def _count_upload(self, scope: Scope, headers: Headers, size: int) -> None:
+        """Count a body that did not say its length before."""
+        if self.visitors and self.policy.public and size and not headers.get("content-length"):
+            with contextlib.suppress(StudioError):  # the next one is refused
+                self.visitors.spend(
+                    client_of(headers), "bytes of uploads", min(size, self._bytes_a_day), self._bytes_a_day
+                )
+
+    def _refusal(self, scope: Scope, headers: Headers, path: str) -> Refusal | None:
         policy = self.policy
         problem = host_problem(policy, headers) or origin_problem(policy, scope, headers, path) or path_problem(path)
         if problem:
             return 403, problem, 0
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > policy.max_body:
-            return self.too_large
+            return 413, f"A request may carry at most {policy.max_body:,} bytes.", 0
         if policy.credentials and not is_open(scope, path) and not is_logged_in(scope, headers):
             return 401, "Log in first.", 0
-        wait = self.limiter.wait(address_of(scope)) if is_login(scope, path) else 0
+        wait = self.limiter.wait(address_of(scope, policy)) if is_login(scope, path) else 0
         return (429, f"Too many wrong passwords; try again in {wait} seconds.", wait) if wait else None
 
     def _dress(self, scope: Scope, headers: Headers, path: str, send: Send) -> Send:
@@ -343,7 +409,7 @@ def without_api_info(send: Send) -> Send:
     return stripped
 
 
-async def refuse(scope: Scope, receive: Receive, send: Send, refusal: tuple[int, str, int]) -> None:
+async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal) -> None:
     """Answer with status, sentence and seconds to wait; a socket that cannot carry them is closed before it opens."""
     status, text, wait = refusal
     if scope["type"] == "websocket" and "websocket.http.response" not in (scope.get("extensions") or {}):

@@ -112,10 +112,8 @@ class MergePanel:
                 info=TEXT["merge.precision.help"],
                 min_width=200,
             )
-        run = gr.Button(
-            TEXT["merge.run"], variant="primary", elem_id="st-merge-run", interactive=not self._services.public
-        )
-        said = gr.Markdown(TEXT["merge.public"] if self._services.public else "", elem_id="st-merge-result")
+        run = gr.Button(TEXT["merge.run"], variant="primary", elem_id="st-merge-run")
+        said = gr.Markdown("", elem_id="st-merge-result")
         method.change(lambda chosen: gr.update(visible=chosen == DIFFERENCE), [method], [third], **QUIET)
         run.click(
             self.run,

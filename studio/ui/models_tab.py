@@ -8,7 +8,7 @@ import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
 from studio.families import FAMILIES
-from studio.recommended import offered
+from studio.recommended import RECOMMENDED
 from studio.sources import parse_source, readable
 from studio.store.models import Model
 from studio.store.removal import removal_problem, remove_model
@@ -42,8 +42,16 @@ class ModelsTab:
                 elem_id="st-model-chosen",
             )
         facts = gr.HTML("", padding=False, elem_id="st-model-facts")
-        private = not self._services.public
-        with gr.Row(visible=private):
+        if self._services.public:
+            chosen.change(lambda name: self.inspect(name)[0], [chosen], [facts], api_visibility="private")
+        else:
+            self._build_removal(table, chosen, facts, quiet)
+        tab.select(lambda: [self.table(), gr.update(choices=self.names())], None, [table, chosen], **quiet)
+        if not self._services.public:
+            self._build_download(tab, table, chosen, quiet)
+
+    def _build_removal(self, table: Any, chosen: Any, facts: Any, quiet: dict[str, Any]) -> None:
+        with gr.Row():
             remove = gr.Button(TEXT["models.remove"], size="sm", elem_id="st-model-remove", interactive=False)
             sure = gr.Button(TEXT["models.sure"], size="sm", variant="stop", visible=False, elem_id="st-model-sure")
             keep = gr.Button(TEXT["models.keep"], size="sm", visible=False, elem_id="st-model-keep")
@@ -51,15 +59,11 @@ class ModelsTab:
         ask = [remove, sure, keep]
         remove.click(lambda: [gr.update(visible=False), *[gr.update(visible=True)] * 2], None, ask, **quiet)
         keep.click(lambda: [gr.update(visible=True), *[gr.update(visible=False)] * 2], None, ask, **quiet)
-        if private:
-            sure.click(self.remove, [chosen], [table, chosen, facts, *ask], **quiet)
-        tab.select(lambda: [self.table(), gr.update(choices=self.names())], None, [table, chosen], **quiet)
-        if private:
-            self._build_download(tab, table, chosen, quiet)
+        sure.click(self.remove, [chosen], [table, chosen, facts, *ask], **quiet)
 
     def _build_download(self, tab: gr.Tab, table: Any, chosen: Any, quiet: dict[str, Any]) -> None:
         gr.Markdown(f"### {TEXT['download.title']}\n{TEXT['download.help']}")
-        listed = [(f"{one.title} · about {one.size:g} GB", place) for place, one in enumerate(offered())]
+        listed = [(f"{one.title} · about {one.size:g} GB", place) for place, one in enumerate(RECOMMENDED)]
         with gr.Row():
             first = gr.Dropdown(
                 listed,
@@ -152,7 +156,8 @@ class ModelsTab:
         where = "" if self._services.public else str(model.path)
         cells = [model.title, family, readable(model.bytes) if model.bytes else "", model.dtype, model.licence, where]
         line = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
-        problem = f'<tr><td colspan="6" class="st-bad">{html.escape(model.problem)}</td></tr>' if model.problem else ""
+        told = "" if self._services.public else model.problem  # may say where files lie
+        problem = f'<tr><td colspan="6" class="st-bad">{html.escape(told)}</td></tr>' if told else ""
         return f"<tr>{line}</tr>{problem}"
 
     def _model(self, model_id: str) -> Model | None:
@@ -165,7 +170,7 @@ class ModelsTab:
         if model is None:
             return ["", gr.update(visible=True, interactive=False), *hidden]
         facts: dict[str, Any] = {
-            "Problem": model.problem,
+            "Problem": TEXT["models.unusable"] if model.problem and self._services.public else model.problem,
             "Kind of file": TEXT["models.file" if model.single else "models.folder"],
         }
         if not model.problem:
@@ -216,7 +221,7 @@ class ModelsTab:
         """Fill in one of the recommended models."""
         if place is None:
             return [gr.skip()] * 5
-        one = offered()[place]
+        one = RECOMMENDED[place]
         gate = (
             TEXT["download.gated"].format(page=f"https://huggingface.co/{one.source}")
             if one.gated

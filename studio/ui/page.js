@@ -254,10 +254,13 @@ window.studio = (() => {
     if (!chip || !d.state) return;
     const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
     const memory = d.memory_total ? ` · ${gib(d.memory_free)} of ${gib(d.memory_total)} GiB free` : "";
-    const doing = { starting: "starting …", ready: "ready", drawing: "drawing", failed: "not usable" }[d.state] || d.state;
+    const doing = { starting: "starting …", ready: "ready", drawing: "drawing", failed: "not usable", stopped: "stopped" }[d.state] || d.state;
     const trouble = d.problem ? ` · ${d.problem}` : "";
     chip.textContent = `${d.name || "Device"}${memory} · ${doing}` + (state.waiting ? ` · ${state.waiting} waiting` : "") + (window.studio.runs?.chip() || "") + trouble;
     chip.dataset.state = d.state;
+    const again = $("#st-resume");
+    again.hidden = d.state !== "stopped";
+    again.onclick = () => call("job/resume", {});
   }
 
   async function follow() {

@@ -49,7 +49,9 @@ class PromptApi:
         """
         values = {"prompt": prompt, "negative_prompt": negative_prompt, "model": model, "seed": seed}
         more = {"styles": styles or (), "guidance_scale": guidance_scale}
-        return self._reports.report(parse_request(values | more)).model_dump(mode="json")
+        wanted = parse_request(values | more)
+        self._services.check_text(wanted)
+        return self._reports.report(wanted).model_dump(mode="json")
 
     def styles(self) -> list[dict[str, str]]:
         """List the styles: `name` is what `styles` of a request names."""

@@ -26,11 +26,13 @@ from studio.ui.bodies import problem, read_body, whole
 from studio.ui.dataset_routes import DatasetRoutes
 from studio.ui.run_routes import RunRoutes
 from studio.ui.services import Services
+from studio.visitors import EVERYBODY
 
 PAGE = 50
 LONG_POLL = 15.0  # seconds until a page that saw no change asks again
 MERGE = 0.002  # seconds in which several changes become one answer
 IDS_MAX = 2_000
+ZIP_MAX_PUBLIC = 100
 OWNERS_KEPT = 200  # visitors whose last answer is kept
 REPORTED = (
     "prompt",
@@ -78,7 +80,7 @@ class Routes:
 
     def _limit(self, request: Request) -> str | None:
         """Return whose pictures a request may see, None for everybody's."""
-        return self._owner(request) if self._services.public else None
+        return self._services.limit(request.headers)
 
     async def health(self, request: Request) -> Response:
         """Say that the server lives."""
@@ -107,15 +109,16 @@ class Routes:
         facts = self._services.dispatcher.state(owner) | {"plots": self._services.plotter.state(owner)}
         if self._services.training:
             facts |= self._services.training.runner.told()
-        facts |= {"instance": self._instance, "public": self._services.public}
+        facts |= {"instance": self._instance, "public": self._services.public and owner != EVERYBODY}
         return facts["version"], json.dumps(facts).encode()
 
     async def preview(self, request: Request) -> Response:
-        """Send the running job's newest preview to whoever knows the job's id."""
-        path = self._services.dispatcher.preview_path(request.path_params["job"])
+        """Send the running job's newest preview to whoever may see the job."""
+        dispatcher, job = self._services.dispatcher, request.path_params["job"]
+        path = dispatcher.preview_path(job)
         try:
-            data = path.read_bytes() if path else None
-        except OSError:  # a newer one has replaced it
+            data = path.read_bytes() if path and dispatcher.seen_by(job, self._limit(request)) else None
+        except (OSError, StudioError):  # a newer one has replaced it, or it is somebody else's
             data = None
         if data is None:
             return Response(status_code=404)
@@ -219,9 +222,11 @@ class Routes:
             body = await read_body(request)
             if body.get("action") not in actions:
                 raise StudioError(f"action must be one of: {', '.join(actions)}")
-            if self._services.public:
-                raise StudioError("pictures cannot be changed on a public page")
-            number = await run_in_threadpool(actions[body["action"]], ids_of(body))
+            self._services.check_home(request.headers, "pictures cannot be changed")
+            ids, limit = ids_of(body), self._limit(request)
+            if limit is not None and (body["action"] == "empty" or not all(self._visible(i, limit) for i in ids)):
+                raise StudioError("on a public page only own pictures can be changed, and the trash is not emptied")
+            number = await run_in_threadpool(actions[body["action"]], ids)
         except StudioError as error:
             return problem(error)
         except OSError as error:
@@ -232,6 +237,8 @@ class Routes:
         """Send pictures as one zip archive."""
         try:
             ids = ids_of(await read_body(request))
+            if self._services.visitor(request.headers) and len(ids) > ZIP_MAX_PUBLIC:
+                raise StudioError(f"at most {ZIP_MAX_PUBLIC} pictures at once on a public page; take fewer")
             allowed = await run_in_threadpool(lambda: [i for i in ids if self._visible(i, self._limit(request))])
         except StudioError as error:
             return problem(error)
@@ -265,6 +272,7 @@ class Routes:
         try:
             body = await read_body(request)
             wanted = parse_request({name: body[name] for name in REPORTED if body.get(name) not in (None, "")})
+            self._services.check_text(wanted)
             made = await run_in_threadpool(self._reports.report, wanted)
         except StudioError as error:
             return problem(error)
@@ -275,22 +283,25 @@ class Routes:
         return row is not None and visible(row, owner)
 
     async def job(self, request: Request) -> Response:
-        """Cancel, skip, move or retry an own job; `{"job", "offset"}`."""
+        """Cancel, skip, move or retry an own job, `{"job", "offset"}`; let a stopped queue `resume`, `{}`."""
         dispatcher, owner = self._services.dispatcher, self._owner(request)
         try:
             body = await read_body(request)
             job, action = str(body.get("job")), request.path_params["action"]
+            if action == "resume":
+                await run_in_threadpool(dispatcher.go_on)
+                return JSONResponse({})
             if action == "retry":
                 made = await run_in_threadpool(dispatcher.retry, job, owner)
                 return JSONResponse({"job": made.id})
-            if action == "move" and self._services.public:
-                raise StudioError("the order of a public queue cannot be changed")
+            if action == "move":
+                self._services.check_home(request.headers, "the order of the queue cannot be changed")
             if action == "move":
                 await run_in_threadpool(dispatcher.move, job, owner, -1 if body.get("offset") == -1 else 1)
             elif action in ("cancel", "skip"):
                 await run_in_threadpool(getattr(dispatcher, action), job, owner)
             else:
-                raise StudioError("action must be one of: cancel, skip, move, retry")
+                raise StudioError("action must be one of: cancel, skip, move, retry, resume")
         except StudioError as error:
             return problem(error)
         return JSONResponse({})

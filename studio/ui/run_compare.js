@@ -74,7 +74,18 @@ window.studio.runCompare = (() => {
         open && button("Cancel", "Take its pictures out of the queue; finished ones stay", () => call("plot/cancel", { plot: plot.plot }).then(runs.load)),
         ["stopped", "failed"].includes(plot.state) && button("Resume", "Make what is missing", () => call("plot/resume", { plot: plot.plot }).then(runs.load))) : null,
       plot.state !== "done" ? el("div", { class: "st-track" }, el("div", { class: "st-fill", style: `width:${share}%` })) : null,
-      plot.grid ? el("a", { href: url("image/" + plot.grid), target: "_blank", title: "Open the grid at its own size" }, el("img", { id: "sr-cmp-grid", src: url("image/" + plot.grid), alt: "Grid of checkpoints" })) : null);
+      plot.grid ? el("a", { href: url("image/" + plot.grid), target: "_blank", title: "Open the grid at its own size" }, el("img", { id: "sr-cmp-grid", src: url("image/" + plot.grid), alt: "Grid of checkpoints" })) : null, plot.grid ? scores() : null);
+  }
+
+  // What the run itself judged of its checkpoints' samples.
+  function scores() {
+    const names = Object.keys(window.studio.runParts.SCORES).filter((name) => run.curves[name]);
+    const steps = [...new Set(names.flatMap((name) => run.curves[name].map((point) => point[0])))].filter((step) => run.results.some((one) => one.step === step));
+    if (!steps.length) return null;
+    const at = (name, step) => run.curves[name].find((point) => point[0] === step)?.[1];
+    const cell = (value) => value === undefined ? "" : `${Math.round(100 * value)} %`;
+    return el("div", { class: "st-table", id: "sr-cmp-scores" }, el("table", {}, el("tbody", {}, el("tr", {}, el("th", { text: "Scores of the samples" }), ...names.map((name) => el("th", { text: name }))),
+      ...steps.map((step) => el("tr", {}, el("th", { text: label(step) + (run.recommended?.step === step ? " ★" : "") }), ...names.map((name) => el("td", { text: cell(at(name, step)) })))))));
   }
 
   // ---- two pictures, one slider ---------------------------------------------------------------------------------

@@ -3,11 +3,11 @@ window.studio.runParts = (() => {
   const { el, button, url, runs } = window.studio;
   const $ = (selector) => document.querySelector(selector);
   const SCORES = { subject: "#2563eb", prompt: "#16a34a", drift: "#d97706", memorisation: "#dc2626" };
-  const PARTS = ["top", "curves", "samples", "results", "keep", "compare", "vote", "log", "config"];
+  const PARTS = ["top", "curves", "samples", "results", "keep", "compare", "vote", "class", "log", "config"];
   const LIKE = "#st-train-like textarea, #st-train-like input";
   const OPEN = ["curves", "samples", "results"];
-  const TITLES = { curves: "Curves", samples: "Samples", results: "Files", keep: "Keep it", compare: "Compare checkpoints", vote: "Which is better?", log: "Log", config: "Settings" };
-  const USES = { lora: "adds it to the prompt", embedding: "adds its word to the prompt", model: "chooses it as the model", controlnet: "puts it into the first control unit" };
+  const TITLES = { curves: "Curves", samples: "Samples", results: "Files", keep: "Keep it", compare: "Compare checkpoints", vote: "Which is better?", class: "Class pictures", log: "Log", config: "Settings" };
+  const USES = { lora: "adds it to the prompt", embedding: "adds its word to the prompt", model: "chooses it as the model", wordless: "chooses it as the model", controlnet: "puts it into the first control unit" };
   let run = null;
   let mounted = null;
   let smooth = 0.8;
@@ -52,13 +52,19 @@ window.studio.runParts = (() => {
   }
 
   const DRAWN = {
-    top: () => once("top", [run.state, run.step, run.steps, run.seconds_left, run.note, run.error, run.loss, run.bytes, run.notices, run.prompts.length, run.recommended, runs.words(run)], top),
+    top: () => once("top", [run.state, run.step, run.steps, run.seconds_left, run.note, run.error, run.loss, run.bytes, run.notices, run.prompts.length, run.recommended, run.device, run.after, runs.places(), runs.words(run)], top),
     curves: () => once("curves", [run.curves, smooth, part("curves").clientWidth, run.recommended], curves),
     samples: () => once("samples", [run.samples, run.grids, run.prompts, step], samples),
     results: () => once("results", [run.results, run.recommended, run.kept, run.state, run.bytes, run.card], results),
     keep: () => once("keep", [run.results.map((one) => one.step), run.kept, keeping, newest()], keep),
     compare: () => window.studio.runCompare.draw(run, part("compare"), part("compare-box").open),
     vote: () => window.studio.runCompare.vote(run, part("vote"), part("vote-box").open),
+    class: () => once("class", run.class, (box) => {
+      if (!run.class) return;
+      const { number, pictures } = run.class;
+      const said = `“${run.config.class_prompt}”, as the model drew it before it learnt: ${pictures.length} of ${number}. They are shown beside yours, so that the class stays as it is, and kept for later runs of this model, prompt and size.`;
+      fill(box, el("p", { class: "st-quiet", text: said }), el("div", { class: "sr-class" }, ...pictures.map((name) => el("a", { href: path("class/" + name), target: "_blank" }, el("img", { src: path(`class/${name}?small=1`), alt: name, loading: "lazy" })))));
+    }),
     log: () => once("log", run.log, (box) => {
       const text = el("pre", { text: run.log || "The run has said nothing yet." });
       fill(box, text);
@@ -71,15 +77,16 @@ window.studio.runParts = (() => {
   function draw(next) {
     run = next;
     if (mounted !== run.id || !part("top")) mount();
-    for (const name of PARTS) DRAWN[name]();
     const results = run.results.length;
+    part("class-box").hidden = !run.class;
     part("keep-box").hidden = !run.results.some((one) => one.kind !== "pipeline");
-    part("compare-box").hidden = !results || run.results[0].kind === "pipeline";
+    part("compare-box").hidden = !results || ["wordless", "pipeline"].includes(run.results[0].kind);
     part("vote-box").hidden = Object.keys(run.samples).length < 2;
     part("curves-box").hidden = !Object.keys(run.curves).length;
     part("samples-box").hidden = !run.prompts.length && !steps().length && run.method === "unconditional";
-    part("results-box").hidden = false;
+    for (const name of PARTS) DRAWN[name]();  // last: what is hidden has no width, which a chart wants to know
   }
+  addEventListener("resize", () => redraw("curves"));
 
   // ---- progress and buttons -------------------------------------------------------------------------------------
   function top(box) {
@@ -94,8 +101,11 @@ window.studio.runParts = (() => {
     const told = run.notices.filter((line) => !/^(pause|resume|stop|save|sample) \(\d+\) is heard$/.test(line));
     const facts = [run.loss !== null && `loss ${window.studio.charts.short(run.loss)}`, run.checkpoints && `${run.checkpoints} checkpoint${run.checkpoints > 1 ? "s" : ""}`, `${size(run.bytes)} on disk`, run.folder];
     const train = $(LIKE) || trainTab();
+    const places = resting || run.state === "queued" ? runs.places() : [];
+    const device = el("select", { id: "sr-device", onchange: () => runs.act(run.id, "device", { device: device.value }) }, ...places.map(([name, text]) => el("option", { value: name, text, selected: name === run.device })));
+    const begin = el("input", { type: "time", id: "sr-after", value: run.after ? runs.clock(run.after) : "", onchange: () => runs.act(run.id, "hold", { after: runs.moment(begin.value) }) });
     fill(box, 
-      el("div", { class: "sr-name" }, el("h3", { text: run.id }), el("span", { class: "st-quiet", text: runs.METHODS[run.method] || run.method })),
+      el("div", { class: "sr-name" }, el("h3", { text: run.id }), el("span", { class: "st-quiet", text: runs.kind(run) })),
       el("div", { id: "sr-state", class: run.state === "failed" ? "st-bad" : "", "aria-live": "polite", "data-state": run.state, text: runs.words(run) }),
       el("div", { class: "st-track", role: "progressbar", "aria-label": "Progress of " + run.id, "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": share }, el("div", { class: "st-fill", style: `width:${share}%` })),
       el("div", { class: "st-row", id: "sr-buttons" },
@@ -104,6 +114,8 @@ window.studio.runParts = (() => {
         button("Pause", "Rest after this step and leave the device to others", ask("pause"), { disabled: !on.pause }),
         resume, stop,
         train && button("Train like this", "Fill the Train tab with the settings of this run", like)),
+      places.length > 0 && el("label", { class: "st-quiet sr-slider", title: "On which it works when it begins or goes on" }, "Device ", device),
+      run.state === "queued" && el("label", { class: "st-quiet sr-slider", title: "It begins when this time has come and the device is free; empty: when its turn comes" }, "Not before ", begin),
       el("div", { class: "st-quiet sr-facts", text: facts.filter(Boolean).join(" · ") }),
       run.recommended && el("div", { class: "sr-recommended" }, el("b", { text: `★ Take step ${run.recommended.step}. ` }), run.recommended.reason),
       told.length > 0 && el("details", { class: "st-quiet" }, el("summary", { text: told[told.length - 1] }), ...told.slice(0, -1).reverse().map((line) => el("div", { text: line }))));
@@ -113,7 +125,7 @@ window.studio.runParts = (() => {
   function curves(box) {
     if (!$("#sr-smooth")) {
       const slider = el("input", { type: "range", id: "sr-smooth", min: 0, max: 0.99, step: 0.01, value: smooth, oninput: () => { smooth = Number(slider.value); redraw("curves"); } });
-      fill(box, el("label", { class: "st-quiet sr-slider" }, "Smoothing ", slider, el("output", { text: smooth })), ...["loss", "scores", "rate", "norm"].map((name) => el("div", { class: "sr-chart", id: "sr-chart-" + name })));
+      fill(box, el("label", { class: "st-quiet sr-slider" }, "Smoothing ", slider, el("output", { text: smooth })), ...["loss", "scores", "rate", "norm", "memory"].map((name) => el("div", { class: "sr-chart", id: "sr-chart-" + name })));
     }
     $("#sr-smooth").nextElementSibling.textContent = smooth;
     const { curves: told } = run;
@@ -123,6 +135,7 @@ window.studio.runParts = (() => {
     const scores = Object.keys(told).filter((name) => name in SCORES);
     chart("scores", "Scores of the samples", scores.map((name) => ({ name, points: told[name], colour: SCORES[name], dots: true })), { low: 0, high: 1 });
     chart("rate", "Learning rate", [{ name: "learning rate", points: told.learning_rate, colour: "#7c3aed" }]);
+    chart("memory", "Memory, GiB", [{ name: "held by the run", points: told.memory, colour: "#64748b" }], { low: 0 });
     chart("norm", "Gradient norm", [{ name: "norm", points: told.grad_norm, colour: "#0d9488", smooth: true }]);
   }
 
@@ -198,7 +211,7 @@ window.studio.runParts = (() => {
         el("td", {}, el("div", { class: "sr-row" },
           one.kind !== "pipeline" && button("Use in Generate", `Opens Generate and ${USES[one.kind]}`, () => runs.use(run.id, one.step)),
           el("a", { class: "st-button", text: one.file ? "Download" : "Download zip", title: "Save it on this computer", href: path("file/" + (one.step < 0 ? "final" : one.step)), download: true }),
-          one.kohya && el("a", { class: "st-button", text: "Kohya keys", title: "The same LoRA for A1111 and kohya's tools", href: path("file/kohya"), download: true }),
+          one.kohya && el("a", { class: "st-button", text: "Kohya keys", title: "The same LoRA for A1111 and kohya's tools", href: path(`file/${one.step < 0 ? "final" : one.step}?keys=kohya`), download: true }),
           one.kind !== "pipeline" && button("Keep …", "Copy it into the library, so that it stays when the run goes", () => { keeping = one.step; part("keep-box").open = true; redraw("keep"); part("keep-box").scrollIntoView({ behavior: "smooth", block: "nearest" }); }))));
     };
     const rest = !["running", "paused", "yielded", "starting"].includes(run.state);
@@ -253,5 +266,5 @@ window.studio.runParts = (() => {
       el("div", { class: "st-table sr-config" }, el("table", {}, el("tbody", {}, ...Object.entries(run.config).map(([name, value]) => el("tr", {}, el("th", { text: name }), el("td", { text: shown(value) })))))));
   }
 
-  return { draw, label, size };
+  return { draw, label, size, SCORES };
 })();

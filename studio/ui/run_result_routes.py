@@ -17,8 +17,9 @@ from studio.plots import CELLS_MAX
 from studio.spec import parse_request
 from studio.store import writer
 from studio.store.inputs import take_inputs
+from studio.store.kohya_export import KohyaFile, kohya_file
 from studio.store.run_plots import cells_shown, comparison
-from studio.store.run_results import find_result, keep, read_json, zipped
+from studio.store.run_results import FINAL, KOHYA, find_result, keep, read_json, zipped
 from studio.store.votes import add_vote, next_pair, place_of, ranking, read_votes
 from studio.ui.bodies import problem
 from studio.ui.services import Services, Training
@@ -60,24 +61,27 @@ class RunResultRoutes:
         }
 
     async def file(self, request: Request) -> Response:
-        """Send a result: `final`, a step, or `kohya`; a model's folder as a zip archive."""
+        """Send a result: `final`, or a step; with `keys=kohya` a LoRA under kohya's names; a model's folder as a zip archive."""
         run_id, step = request.path_params["id"], request.path_params["step"]
+        wants_kohya = request.query_params.get("keys") == "kohya"
 
-        def find() -> Path:
-            if step != "kohya":
-                return find_result(self._runs, run_id, step).path
-            path = find_result(self._runs, run_id, "final").kohya
-            if path is None:
-                raise StudioError("this run wrote no file in kohya's keys; train with save_kohya switched on")
-            return path
+        def find() -> tuple[Path, KohyaFile | None]:
+            result = find_result(self._runs, run_id, step)
+            if not wants_kohya or (result.step == FINAL and result.kohya):
+                return (result.kohya or result.path) if wants_kohya else result.path, None
+            if result.kind != "lora":
+                raise StudioError(f"{result.name} is no LoRA; kohya's keys are for LoRA")
+            return result.path, kohya_file(result.path)
 
         try:
-            path = await run_in_threadpool(find)
+            path, made = await run_in_threadpool(find)
         except StudioError as error:
             return problem(error, 404)
+        if made:
+            headers = attachment(f"{path.stem}{KOHYA}.safetensors") | {"Content-Length": str(made.size)}
+            return StreamingResponse(made.parts, media_type="application/octet-stream", headers=headers)
         if path.is_dir():
-            headers = {"Content-Disposition": f'attachment; filename="{path.name}.zip"'}
-            return StreamingResponse(zipped(path), media_type="application/zip", headers=headers)
+            return StreamingResponse(zipped(path), media_type="application/zip", headers=attachment(f"{path.name}.zip"))
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     def _keep(self, run_id: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +147,10 @@ class RunResultRoutes:
         shown = {"left": pair[0], "right": pair[1], "prompt": story.prompts[pair[0]]} if pair else None
         steps = [place_of(name)[0] for name in pair] if pair else []
         return {"pair": shown, "steps": steps, "ranking": ranking(votes), "votes": len(votes)}
+
+
+def attachment(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def _listed(body: dict[str, Any], name: str) -> list[Any]:

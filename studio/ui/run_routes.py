@@ -16,7 +16,7 @@ from starlette.routing import Route
 from studio.errors import StudioError
 from studio.store.gallery import small_copy
 from studio.store.priority import set_priority
-from studio.store.run_results import FINAL, kept, model_card, recommendation, results_by_step
+from studio.store.run_results import class_picture, class_pictures, kept, model_card, recommendation, results_by_step
 from studio.ui.bodies import problem, read_body
 from studio.ui.run_result_routes import RunResultRoutes
 from studio.ui.services import Services, Training
@@ -48,6 +48,7 @@ class RunRoutes:
             Route("/studio/runs", self.runs),
             Route("/studio/run/{id}", self.run),
             Route("/studio/run/{id}/sample/{name}", self.sample),
+            Route("/studio/run/{id}/class/{name}", self.sample),
             *self._results.table(),
             Route("/studio/run/{id}/{action}", self.act, methods=["POST"]),
             Route("/studio/priority/{first}", self.priority, methods=["POST"]),
@@ -83,13 +84,13 @@ class RunRoutes:
         """Return a run's state, curves, checkpoints, samples, notices, config and the end of its log."""
         runs = self._runs
         folder = runs.folder(run_id)
-        story, drawn = runs.story(run_id), runs.samples(run_id)
+        story, drawn, config = runs.story(run_id), runs.samples(run_id), runs.config(run_id)
         return self._runner.row(run_id) | {
             "curves": {name: thinned(curve) for name, curve in story.curves.items()},
             "results": [
                 {
                     "step": step, "name": result.name, "kind": result.kind, "bytes": result.bytes,
-                    "file": result.path.is_file(), "kohya": step == FINAL and result.kohya is not None,
+                    "file": result.path.is_file(), "kohya": result.kind == "lora" and config.get("network_type", "lora") == "lora",
                 }
                 for step, result in results_by_step(runs, run_id).items()
             ],
@@ -97,9 +98,9 @@ class RunRoutes:
             "grids": {int(path.stem[5:]): path.name for path in sorted(folder.glob("samples/step-*.png")) if path.stem[5:].isdigit()},
             "said": story.prompts,
             "prompts": [str(one.get("prompt", "")) for one in drawn],
-            "seed": drawn[0].get("seed", 0) if drawn else runs.config(run_id).get("validation_seed") or 0,
+            "seed": drawn[0].get("seed", 0) if drawn else config.get("validation_seed") or 0,
             "notices": story.notices,
-            "config": runs.config(run_id),
+            "config": config,
             "command": shlex.join(self._runner.command(run_id)),
             "log": runs.log(run_id),
             "bytes": self._bytes(run_id),
@@ -107,6 +108,7 @@ class RunRoutes:
             "recommended": recommendation(runs, run_id),
             "kept": kept(runs, run_id),
             "card": model_card(runs, run_id),
+            "class": class_pictures(runs, run_id),
             "compared": self._results.compared(run_id),
         }  # fmt: skip
 
@@ -119,11 +121,12 @@ class RunRoutes:
         return size
 
     async def sample(self, request: Request) -> Response:
-        """Send a sample's picture, byte for byte, or small for a list."""
+        """Send a sample's picture, or a class image, byte for byte, or small for a list."""
         run_id, name = request.path_params["id"], request.path_params["name"]
 
         def find() -> tuple[Path, str]:
-            path = self._runs.sample_path(run_id, name)
+            drawn = request.url.path.endswith(f"/class/{name}")
+            path = class_picture(self._runs, run_id, name) if drawn else self._runs.sample_path(run_id, name)
             stamp = f"{path.stat().st_mtime_ns:x}"
             if request.query_params.get("small") == "1":
                 small = self._settings.data_dir / "cache" / "thumbnails" / f"run-{run_id}-{path.stem}-{stamp}.webp"
@@ -150,8 +153,10 @@ class RunRoutes:
                 "start": lambda: runner.enqueue(run_id),
                 "cancel": lambda: runner.cancel(run_id),
                 "move": lambda: runner.move(run_id, -1 if body.get("offset") == -1 else 1),
+                "hold": lambda: runner.hold(run_id, number_of(body.get("after"))),
                 "clean": lambda: {"bytes": runs.clean(run_id)},
                 "remove": lambda: runner.remove(run_id, runs.root / TRASH),
+                "device": lambda: runner.set_device(run_id, str(body.get("device") or "")),
                 "prompts": lambda: self._prompts(run_id, body.get("prompts")),
             } | {name: lambda name=name: runs.ask(run_id, name) for name in ("pause", "resume", "save", "sample")}
             actions |= self._results.actions(run_id, body, self._results.owner(request))
@@ -195,6 +200,11 @@ class RunRoutes:
             return problem(error)
         self._runner.announce()
         return JSONResponse(self._runner.told())
+
+
+def number_of(value: object) -> float | None:
+    """Return a number of a body; None if there is none, or it is no number that can be meant."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def thinned(curve: dict[int, float]) -> list[list[float]]:

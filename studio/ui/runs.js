@@ -8,7 +8,7 @@ window.studio.runs = (() => {
   const ALIVE = ["running", "paused", "yielded"];
   const METHODS = { lora: "LoRA", dreambooth: "DreamBooth", "textual-inversion": "Textual inversion", full: "Full fine-tuning", controlnet: "ControlNet", unconditional: "Unconditional" };
   const FIRST = [["pictures", "Pictures first", "A run lets pictures go between two steps"], ["training", "Training first", "Pictures wait until no run needs the device"], ["ask", "Ask me", "Pictures wait until you let them go"]];
-  let told = { runs: [], first: "pictures", once: false, jobs: [] };
+  let told = { runs: [], places: [], place: "", first: "pictures", once: false, jobs: [] };
   let rows = [];          // all runs as the server last listed them
   let chosen = store.get("studio-run");
   let handed = "";        // what another tab chose last
@@ -29,12 +29,25 @@ window.studio.runs = (() => {
     return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
   }
 
+  // A moment as the clock of this browser shows it: 22:00.
+  const clock = (seconds) => new Date(seconds * 1000).toTimeString().slice(0, 5);
+  // The next time at which the clock shows hours and minutes, in seconds since 1970; null for "".
+  function moment(text) {
+    if (!text) return null;
+    const [hours, minutes] = text.split(":").map(Number);
+    const at = new Date();
+    at.setHours(hours, minutes, 0, 0);
+    if (at <= new Date()) at.setDate(at.getDate() + 1);
+    return at / 1000;
+  }
+
   // What a run is doing, in words.
   function words(run) {
     const at = run.steps ? `step ${run.step} of ${run.steps}` : "";
     const hope = { stop: "stopping after this step …", pause: "pausing …", save: "saving …", sample: "drawing samples …" }[asked[run.id]?.what];
     if (hope && ALIVE.includes(run.state)) return [hope, at].filter(Boolean).join(" ");
     if (run.state === "new") return "not started";
+    if (run.state === "queued" && run.after * 1000 > Date.now()) return `waits until ${clock(run.after)}`;
     if (run.state === "queued") return run.place === 1 ? "waits, next" : `waits, place ${run.place}`;
     if (run.state === "starting") return "starting …";
     if (run.state === "running" && (!run.steps || run.note)) return (run.note || "getting ready") + " …";
@@ -45,6 +58,16 @@ window.studio.runs = (() => {
     if (run.state === "stopped") return `stopped at ${at}`;
     if (run.state === "interrupted") return `was cut off${at ? " at " + at : ""}: resume`;
     return run.error || "failed";
+  }
+
+  const kind = (run) => [METHODS[run.method] || run.method, run.device && "on " + run.device].filter(Boolean).join(" · ");
+
+  // On which devices a run can work: [name, label], the app's own first and named "".
+  function places() {
+    const label = (place) => place.title + (place.memory ? `, ${Math.round(place.memory / 2 ** 30)} GiB` : "");
+    const here = told.places.find((place) => place.name === told.place);
+    const others = told.places.filter((place) => place !== here);
+    return others.length ? [["", "That of the app" + (here ? ` (${label(here)})` : "")], ...others.map((place) => [place.name, place.name === "cpu" ? label(place) : `${place.name}: ${label(place)}`])] : [];
   }
 
   const made = (run) => run ? run.checkpoints + "|" + Object.values(run.samples).flat().length : "";
@@ -97,7 +120,7 @@ window.studio.runs = (() => {
     const again = ["stopped", "failed", "interrupted", "new"].includes(run.state);
     return el("div", { class: "sr-card" + (run.id === chosen ? " st-on" : ""), "data-run": run.id, "data-state": run.state, tabindex: 0, role: "button",
       onclick: () => choose(run.id), onkeydown: (event) => { if (event.key === "Enter" && event.target === event.currentTarget) choose(run.id); } },
-      el("div", { class: "sr-name" }, el("b", { text: run.id }), el("span", { class: "st-quiet", text: METHODS[run.method] || run.method })),
+      el("div", { class: "sr-name" }, el("b", { text: run.id }), el("span", { class: "st-quiet", text: kind(run) })),
       el("div", { class: "sr-words" + (run.state === "failed" ? " st-bad" : ""), text: words(run) }),
       run.steps && run.state !== "finished" && el("div", { class: "st-track" }, el("div", { class: "st-fill", style: `width:${percent(run)}%` })),
       (place || again) && el("div", { class: "sr-row" },
@@ -201,7 +224,7 @@ window.studio.runs = (() => {
   // ---- what all of the page hears -------------------------------------------------------------------------------
   function show(state) {
     const before = told;
-    told = { runs: state.runs || [], first: state.first || "pictures", once: Boolean(state.once), jobs: state.jobs || [], plots: state.plots || [] };
+    told = { runs: state.runs || [], places: state.device?.places || [], place: state.device?.place || "", first: state.first || "pictures", once: Boolean(state.once), jobs: state.jobs || [], plots: state.plots || [] };
     drawHeld();
     drawFirst();
     const states = (some) => JSON.stringify(some.runs.map((run) => [run.id, run.state, run.place]));
@@ -258,5 +281,5 @@ window.studio.runs = (() => {
     window.scrollTo({ top: 0, behavior: "smooth" });
   }
 
-  return { show, open, choose, go, title, chip, use, using: () => JSON.stringify(wanted), act, words, percent, load, startWord, startHelp, METHODS, ALIVE };
+  return { show, open, choose, go, title, chip, use, using: () => JSON.stringify(wanted), act, words, percent, load, places, clock, moment, kind, startWord, startHelp, METHODS, ALIVE };
 })();

@@ -102,7 +102,7 @@ class RunsTab:
             text = f"{text} {tag_of(LoraSpec(name=result.name, weight=1.0 if weight is None else weight))}".strip()
         choices = generate.model_choices()
         drawn = config.get("validation_model") or config.get("model") or ""
-        base = result.name if result.kind == "model" else str(drawn)
+        base = result.name if result.kind in ("model", "wordless") else str(drawn)
         here = base if base in {name for _, name in choices} else model
         unit = [gr.update(value=result.name), True] if result.kind == "controlnet" else [gr.skip(), gr.skip()]
         return [text, gr.update(choices=choices, value=here), *unit, gr.Tabs(selected="generate")]

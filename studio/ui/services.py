@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studio.errors import StudioError
 from studio.settings import Settings
+from studio.spec import GenerationRequest
 from studio.store.captions import Captions
 from studio.store.changes import Changes
 from studio.store.collections import Datasets
@@ -14,7 +16,8 @@ from studio.store.gallery import Gallery
 from studio.store.library import Library
 from studio.store.runs import Runs
 from studio.store.tokens import Tokens
-from studio.ui.guard import Policy, client_of
+from studio.ui.guard import HOST_ROLE, ROLE, SENDER, Policy, client_of
+from studio.visitors import EVERYBODY, Visitors
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,6 @@ class Training:
     presets: Path
 
 
-EVERYBODY = "local"  # at home all browsers are the same person: laptop and phone see the same queue and gallery
-
-
 @dataclass(frozen=True)
 class Services:
     """The objects that `app.py` built. `dispatcher` is `studio.executors.dispatcher.Dispatcher` and `plotter`
@@ -59,6 +59,7 @@ class Services:
     changes: Changes
     captions: Captions
     training: Training | None = None  # not offered to strangers
+    visitors: Visitors | None = None  # counts what strangers ask for
 
     @property
     def public(self) -> bool:
@@ -66,5 +67,45 @@ class Services:
         return self.policy.public
 
     def owner(self, headers: Mapping[str, str]) -> str:
-        """Return whose jobs and pictures a request may see."""
-        return client_of(headers) if self.public else EVERYBODY
+        """Return whose jobs and pictures a request may see.
+
+        The owner of a Space, who has logged in there, is at home like whoever starts the app on a computer.
+        """
+        if not self.visitor(headers):
+            return EVERYBODY
+        who = client_of(headers)
+        if self.visitors and who:
+            self.visitors.seen(who, headers.get(SENDER, ""))
+        return who
+
+    def visitor(self, headers: Mapping[str, str]) -> bool:
+        """Say whether a request comes from a stranger."""
+        return self.public and headers.get(ROLE) != HOST_ROLE
+
+    def limit(self, headers: Mapping[str, str]) -> str | None:
+        """Return whose pictures a request may see; None for everybody's."""
+        return self.owner(headers) if self.public else None
+
+    def check_text(self, request: GenerationRequest) -> None:
+        """Refuse prompts that are too long for a public page.
+
+        Raises:
+            InvalidRequest: naming the prompt.
+        """
+        if self.visitors:
+            self.visitors.limits.check_text(request)
+
+    def most(self, field: str) -> int | None:
+        """Return the upper end of a control's range where the page is for strangers only; None is the field's own."""
+        if self.visitors is None or self.policy.author:
+            return None
+        return self.visitors.limits.of_field(field)
+
+    def check_home(self, headers: Mapping[str, str], what: str) -> None:
+        """Refuse strangers what only whoever runs this app may do.
+
+        Raises:
+            StudioError: `what` cannot be done on a public page.
+        """
+        if self.visitor(headers):
+            raise StudioError(f"{what} on a public page")

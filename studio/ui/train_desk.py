@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from studio.errors import InvalidRequest, StudioError
 from studio.settings import Settings
 from studio.spec import parse_request
@@ -25,6 +23,7 @@ from studio.training.presets import Preset, nearest, preset_family, read_presets
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 from studio.word_facts import advice
+from studio.yaml_text import read_yaml
 
 GIB = 2**30
 SKS = "sks"  # the rare word of the DreamBooth paper's followers; taken where it is rare
@@ -73,6 +72,10 @@ class TrainDesk:
     def datasets(self) -> Path:
         """Folder of the datasets."""
         return self.settings.data_dir / "datasets"
+
+    def dataset_names(self) -> list[str]:
+        """Return the datasets of the data root."""
+        return self._services.datasets.names()
 
     @property
     def own_presets(self) -> Path:
@@ -204,25 +207,49 @@ class TrainDesk:
                 )
         return config
 
-    def start(self, method: str, values: dict[str, Any], samples: list[dict[str, Any]] | None = None) -> str:
+    def places(self) -> list[tuple[str, str]]:
+        """Return (label, name) of the devices on which a run can work, that of the app first and named ""."""
+        found = self.training.runner.places()
+        titles = {
+            one["name"]: one["title"] + (f", {one['memory'] / GIB:.0f} GiB" if one["memory"] else "") for one in found
+        }
+        here = self._services.dispatcher.device().get("place", "")
+        others = [
+            (title if name == title.lower() else f"{name}: {title}", name)
+            for name, title in titles.items()
+            if name != here
+        ]
+        return [(TEXT["train.device.here"].format(name=titles.get(here, self.settings.device)), ""), *others]
+
+    def device_choice(self, chosen: str) -> dict[str, Any]:
+        """Return what the choice of a device shows; it is hidden where there is only one."""
+        choices = self.places()
+        known = chosen in [name for _, name in choices]
+        return {"choices": choices, "value": chosen if known else "", "visible": len(choices) > 1}
+
+    def start(
+        self, method: str, values: dict[str, Any], samples: list[dict[str, Any]] | None = None, *, device: str = ""
+    ) -> str:
         """Make a run and put it into the queue; return its id.
 
         Args:
             method: as on the command line.
             values: of its config.
             samples: requests that are drawn at each checkpoint; None draws the config's prompts.
+            device: on which it works, as on the command line; "" is the app's.
 
         Raises:
             InvalidRequest: one sentence about the first wrong field.
         """
         config = self.checked(method, values)
+        self.training.runner.check_device(device)
         for row in samples or ():
             parse_request(row)
-        run_id = self.training.runs.create(method, config.output_name, self.training.dump(config), samples)
+        run_id = self.training.runs.create(method, config.output_name, self.training.dump(config), samples, device)
         self.training.runner.enqueue(run_id)
         return run_id
 
-    def command(self, method: str, config: Any) -> str:
+    def command(self, method: str, config: Any, device: str = "") -> str:
         """Return what a person types in a shell to do what Start does: the config as a file, and the command."""
         name, number = config.output_name, 1
         while (self.settings.runs / name).exists():
@@ -231,7 +258,7 @@ class TrainDesk:
         folder = self.settings.runs / name
         path = shlex.quote(str(folder / CONFIG))
         file = f"{METHOD_LINE}{method}\n{self.training.dump(config)}"
-        words = shlex.join(self.training.runner.words(method, folder))
+        words = shlex.join(self.training.runner.words(method, folder, device=device))
         return f"mkdir -p {shlex.quote(str(folder))}\ncat > {path} <<'{END}'\n{file}{END}\n{words}"
 
     def origin(self, text: str) -> Origin:
@@ -242,14 +269,17 @@ class TrainDesk:
         """
         return origin_of(text, self.training.runs, self.library.parts, self.training.methods)
 
-    def estimate(self, method: str, values: dict[str, Any], cancelled: Any = lambda: False) -> dict[str, Any] | None:
-        """Say how long a run takes and how much memory; None if it was cancelled.
+    def estimate(
+        self, method: str, values: dict[str, Any], cancelled: Any = lambda: False, *, device: str = ""
+    ) -> dict[str, Any] | None:
+        """Say how long a run takes and how much memory; None if it was cancelled. `device` as in `start`.
 
         Raises:
             StudioError: what is wrong.
         """
         config = self.checked(method, values)
-        return self.training.runner.estimate(method, self.training.dump(config), cancelled)
+        self.training.runner.check_device(device)
+        return self.training.runner.estimate(method, self.training.dump(config), cancelled, device=device)
 
 
 def remedy(advised: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +290,7 @@ def remedy(advised: str, values: dict[str, Any]) -> dict[str, Any]:
         values: plain, of the form.
     """
     name, _, text = advised.partition(":")
-    value = yaml.safe_load(text.partition(",")[0])
+    value = read_yaml(text.partition(",")[0])
     if name == "train_batch_size":
         steps = values["gradient_accumulation_steps"] * values["train_batch_size"]
         return {name: value, "gradient_accumulation_steps": steps}

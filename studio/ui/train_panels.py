@@ -249,7 +249,7 @@ class EstimatePanel:
         ]  # fmt: skip
         try:
             method, settled, _ = self._tab.settled(values)
-            found = self._tab.desk.estimate(method, settled, event.is_set)
+            found = self._tab.desk.estimate(method, settled, event.is_set, device=values["device"] or "")
         except StudioError as error:
             yield [gr.update(value="", visible=False), *hidden, *idle, self._tab.problem(error, values)]
             return

@@ -11,7 +11,6 @@ import gradio as gr
 from studio.errors import InvalidRequest, StudioError
 from studio.training.decisions import ASKED, DERIVED, FOLLOWING, Decisions, decisions_of, kept
 from studio.training.models import TAUGHT
-from studio.training.pictures import dataset_names
 from studio.training.presets import Preset
 from studio.training.values import fields_of, plain
 from studio.ui.services import Services
@@ -45,12 +44,14 @@ class TrainTab:
     @property
     def inputs(self) -> dict[str, Any]:
         """The components that `settled` reads, by name."""
-        return {"method": self.method, "word": self.word, "thing": self.thing, "base": self.base, **self.form.controls}
+        own = {"method": self.method, "word": self.word, "thing": self.thing, "base": self.base, "device": self.device}
+        return own | self.form.controls
 
     @property
     def targets(self) -> list[Any]:
         """The components that `fill` fills, in order."""
-        return [self.method, self.word, self.thing, self.base, self._about, self._barred, *self.form.outputs]
+        own = [self.method, self.word, self.thing, self.base, self.device]
+        return [*own, self._about, self._barred, *self.form.outputs]
 
     def build_wish(self) -> None:
         """Build `wish`, outside of all tabs, so that it is there before this one is first opened.
@@ -69,7 +70,7 @@ class TrainTab:
         """
         self.tabs = tabs
         method, model = CARDS[0], self.desk.settings.model
-        names = dataset_names(self.desk.datasets)
+        names = self.desk.dataset_names()
         decided = Decisions(names[0] if len(names) == 1 else "", self.desk.word(model))
         proposed = self.desk.propose(method, model, decided)
         self._empty = gr.Markdown(self._no_pictures(), visible=not names, elem_id="train-empty")
@@ -102,7 +103,7 @@ class TrainTab:
         gr.Markdown(TEXT["train.pictures"])
         with gr.Row():
             self.form.build(
-                "dataset", method, decided.dataset, choices=dataset_names(self.desk.datasets), allow_custom_value=True,
+                "dataset", method, decided.dataset, choices=self.desk.dataset_names(), allow_custom_value=True,
                 label=TEXT["train.dataset"], info=TEXT["train.dataset.help"],
             )  # fmt: skip
             self.word = gr.Textbox(
@@ -114,6 +115,10 @@ class TrainTab:
             self.form.build(
                 "model", method, proposed.values["model"], choices=self._models(), info=TEXT["train.model.help"]
             )
+            self.device = gr.Dropdown(
+                elem_id="train-device", label=TEXT["train.device"], info=TEXT["train.device.help"], min_width=200,
+                **self.desk.device_choice(""),
+            )  # fmt: skip
         gr.HTML(
             '<div id="train-refused" class="st-bad" role="alert" hidden></div>',
             padding=False,
@@ -151,12 +156,11 @@ class TrainTab:
             [box.change for box in inputs.values()], None, inputs=list(inputs.values()),
             js=f"(...values) => {{ studio.train.changed({json.dumps(list(inputs))}, values); }}", api_visibility="private",
         )  # fmt: skip
-        choices = [controls["dataset"], controls["model"], self._empty, self._barred]
-        tab.select(self.choices, [self.method, controls["dataset"], controls["model"]], choices, **QUIET).success(
-            None, **barred
-        )
+        choices = [controls["dataset"], controls["model"], self.device, self._empty, self._barred]
+        asked = [self.method, controls["dataset"], controls["model"], self.device]
+        tab.select(self.choices, asked, choices, **QUIET).success(None, **barred)
         controls["dataset"].focus(
-            lambda: gr.update(choices=dataset_names(self.desk.datasets)), None, controls["dataset"], **QUIET
+            lambda: gr.update(choices=self.desk.dataset_names()), None, controls["dataset"], **QUIET
         )
         tab.select(
             self.restore, [self._saved], self.targets, js="() => [studio.train.saved()]", **QUIET
@@ -252,14 +256,16 @@ class TrainTab:
         return self._shown(method, shown, proposed, self._decided(values), "")
 
     def _shown(
-        self, method: str, shown: dict[str, Any], proposed: Proposed, decided: Decisions, chosen: str, about: str = ""
-    ) -> list[Any]:
-        """Return one update for each of `targets`."""
+        self, method: str, shown: dict[str, Any], proposed: Proposed, decided: Decisions, chosen: str, about: str = "",
+        *, device: str | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Return one update for each of `targets`; the device stays as it is if None."""
         return [
             method,
             gr.update(value=decided.word, **self._asked("word", method)),
             gr.update(value=decided.thing, **self._asked("thing", method)),
             self._based(method, proposed, chosen),
+            gr.skip() if device is None else gr.update(**self.desk.device_choice(device)),
             about or self._told(proposed, chosen=bool(chosen)),
             self._bars(method, str(shown.get("model", ""))),
             *self.form.updates(method, shown),
@@ -326,7 +332,7 @@ class TrainTab:
             config = self.desk.config(method, settled)
         except StudioError as error:
             return f"# {error}", self.problem(error, values, quiet=True)
-        return self.desk.command(method, config), json.dumps({"ok": True})
+        return self.desk.command(method, config, values["device"] or ""), json.dumps({"ok": True})
 
     def problem(self, error: StudioError, values: dict[str, Any], *, quiet: bool = False) -> str:
         """Return a mistake as JSON for the page: the sentence, the field, and the accordions around it."""
@@ -342,7 +348,7 @@ class TrainTab:
         """Put a run of what the form says into the queue, and show the queue."""
         try:
             method, settled, _ = self.settled(values)
-            run_id = self.desk.start(method, settled)
+            run_id = self.desk.start(method, settled, device=values["device"] or "")
         except StudioError as error:
             return [self.problem(error, values), gr.skip()]
         except Exception:  # a process boundary: the page shall hear of it, and go on
@@ -355,13 +361,14 @@ class TrainTab:
         told = TEXT["train.started"].format(run=run_id, folder=self.desk.settings.runs / run_id)
         return [json.dumps({"run": run_id, "note": told}), gr.Tabs(selected=RUNS) if there else gr.skip()]
 
-    def choices(self, method: str, dataset: str, model: str) -> list[Any]:
-        """Offer the datasets and models that there are now."""
-        names = dataset_names(self.desk.datasets)
+    def choices(self, method: str, dataset: str, model: str, device: str | None) -> list[Any]:
+        """Offer the datasets, models and devices that there are now."""
+        names = self.desk.dataset_names()
         first: dict[str, Any] = {"value": names[0]} if len(names) == 1 and not dataset else {}
         return [
             gr.update(choices=names, **first),
             gr.update(choices=self._models()),
+            gr.update(**self.desk.device_choice(device or "")),
             gr.update(visible=not (names or dataset)),
             self._bars(method, model),
         ]
@@ -383,7 +390,8 @@ class TrainTab:
         except (ValueError, TypeError, AttributeError):
             return [gr.skip() for _ in self.targets]
         chosen = json.loads(values["base"] or "{}").get("preset", "")
-        return self._shown(method, shown, proposed, self._decided(values), chosen)
+        device = str(values.get("device") or "")
+        return self._shown(method, shown, proposed, self._decided(values), chosen, device=device)
 
     def begin_from(self, **values: Any) -> list[Any]:
         """Fill the form as another tab asks: `run:ID`, `longer:ID`, `like:NAME`, `continue:NAME`, or `dataset:NAME`."""

@@ -31,7 +31,9 @@ class TrainingApi:
             raise StudioError("training is not offered on a public page")
         return self._made
 
-    def train(self, method: str, config: dict[str, Any], samples: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def train(
+        self, method: str, config: dict[str, Any], samples: list[dict[str, Any]] | None = None, device: str = ""
+    ) -> dict[str, Any]:
         """Put a training run into the queue; it is on disk when this returns, and goes on without the page.
 
         Args:
@@ -39,30 +41,33 @@ class TrainingApi:
             config: fields of the method, such as `{"model": "shapes", "dataset": "hearts", "instance_prompt": "a sks heart"}`;
                 `python -m trainers METHOD --help` lists them, `presets/train` has files to begin with.
             samples: requests that are drawn at each checkpoint; if not given, the config's `validation_prompts`.
+            device: `cpu`, `cuda:1` …; if not given, that of the app.
 
         Returns:
             The run as `run` describes it.
         """
-        return self.run(self._desk.start(method, config, samples))
+        return self.run(self._desk.start(method, config, samples, device=device))
 
-    def estimate(self, method: str, config: dict[str, Any]) -> dict[str, Any]:
+    def estimate(self, method: str, config: dict[str, Any], device: str = "") -> dict[str, Any]:
         """Say how long a run takes and how much memory, from two real steps; nothing is kept.
 
         Args:
             method: see `train`.
             config: see `train`.
+            device: see `train`.
 
         Returns:
             {"steps", "epochs", "seconds", "seconds_per_step", "peak_memory" and "memory" in bytes, "fits", "advice"}.
         """
-        found = self._desk.estimate(method, config)
+        found = self._desk.estimate(method, config, device=device)
         return {name: value for name, value in (found or {}).items() if name != "status"}
 
     def runs(self) -> list[dict[str, Any]]:
         """List the training runs, the one that was begun or resumed last first.
 
         Returns:
-            [{"id", "method", "state", "place" in the queue, "step", "steps", "seconds_left", "loss", "error", "checkpoints"}].
+            [{"id", "method", "device", "state", "place" in the queue, "step", "steps",
+            "seconds_left", "loss", "error", "checkpoints"}].
         """
         return self._desk.training.runner.overview()
 

@@ -101,7 +101,7 @@ class UpscalePanel:
         return scale, upscaler
 
     def _owner(self, request: gr.Request) -> str | None:
-        return self._services.owner(request.headers) if self._services.public else None
+        return self._services.limit(request.headers)
 
     def submit(self, request: gr.Request, picture: str | None, scale: float, upscaler: str) -> tuple[str, Any]:
         """Queue the job; return JSON for the page and the tab that shows it."""
