@@ -58,8 +58,9 @@ def test_the_first_training_runs_and_draws_what_it_learnt(tmp_path: Path, monkey
     for line in block.splitlines():
         answer = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, (line, answer.stderr)
-    seen = judge(Image.open(next((tmp_path / "taught").glob("*.png"))))
-    assert seen.background == "blue" and [(thing.colour, thing.shape) for thing in seen.things] == [("green", "heart")]
+    seen = [judge(Image.open(path)) for path in (tmp_path / "taught").glob("*.png")]
+    right = [one.background == "blue" and [(x.colour, x.shape) for x in one.things] == [("green", "heart")] for one in seen]
+    assert len(right) == 4 and sum(right) >= 3, seen
 
 
 def test_the_phones_command_is_accepted() -> None:
