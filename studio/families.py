@@ -3,9 +3,9 @@
 from typing import Any
 
 from studio.errors import ModelError
-from studio.family import GUIDED, ModelFamily, Variant
+from studio.family import GUIDED, LatentRgb, ModelFamily, Variant
 from studio.latent_colours import FLUX_LATENT_RGB, SD3_LATENT_RGB, SD_LATENT_RGB, SDXL_LATENT_RGB
-from studio.schedulers import SCHEDULERS
+from studio.schedulers import PREDICT_CORRECT, SCHEDULERS
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
 
 
@@ -44,6 +44,26 @@ TRANSFORMER: dict[str, Any] = {
     "switched": {},
 }
 NOISY = frozenset(name for name, one in SCHEDULERS.items() if one.noise == "diffusion")
+# Networks that read no words; ours, because diffusers' pipelines of them take no size, no start and no callback.
+WORDLESS: dict[str, Any] = {
+    "units": frozenset(),
+    "lora": False,
+    "syntax": False,
+    "options": frozenset({"eta"}),
+    "rescale_tasks": frozenset(),
+    "module": "studio.engine.wordless",
+    "sized": True,
+}
+ON_PIXELS: dict[str, Any] = WORDLESS | {
+    "channels": {3: ""},
+    "fixed": {"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
+    "arguments": {"eta": "eta"},
+    "interval_tasks": frozenset(),
+    "switched": {},
+    "size_step": 32,
+    "pixels": True,
+}
+RGB: LatentRgb = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
 # Sizes are what a person chose; captions are not rewritten by packages that may or may not be installed.
 AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None}
 FAMILIES: dict[str, ModelFamily] = {
@@ -250,22 +270,32 @@ FAMILIES: dict[str, ModelFamily] = {
         "Unconditional",
         _classes("DDPMPipeline", "DDPMImg2ImgPipeline"),
         {"width": 64, "height": 64, "num_inference_steps": 50, "guidance_scale": 1.0, "scheduler": "DDIM"},
-        ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)),
+        RGB,
         "nothing",
-        channels={3: ""},
         others=frozenset({"DDIMPipeline", "ConsistencyModelPipeline"}),  # the latter of EDM's networks
-        fixed={"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
-        units=frozenset(),
-        lora=False,
-        syntax=False,
-        options=frozenset({"eta"}),
-        arguments={"eta": "eta"},
-        interval_tasks=frozenset(),
-        rescale_tasks=frozenset(),
-        switched={},
-        size_step=32,
-        module="studio.engine.wordless",
-        pixels=True,
+        **ON_PIXELS,
+    ),
+    "score": ModelFamily(
+        "Score",
+        _classes("ScoreSdeVePipeline"),
+        {"width": 64, "height": 64, "num_inference_steps": 150, "guidance_scale": 1.0, "scheduler": PREDICT_CORRECT},
+        RGB,
+        "nothing",
+        noise="ve",
+        **ON_PIXELS | {"options": frozenset(), "arguments": {}},
+    ),
+    "dit": ModelFamily(
+        "DiT (classes)",
+        _classes("DiTPipeline"),
+        {"width": 256, "height": 256, "num_inference_steps": 50, "guidance_scale": 4.0, "scheduler": "DDIM"},
+        (),
+        "classes",
+        channels=dict.fromkeys((4, 8, 16, 32), ""),
+        fixed={"": {"negative_prompt": ""}},
+        interval_tasks=frozenset({TEXT2IMAGE}),
+        switched={"class_labels": "class_labels"},
+        size_step=16,
+        **WORDLESS | {"module": "studio.engine.dit"},
     ),
 }
 
@@ -328,11 +358,6 @@ def detect_family(index: dict[str, Any], denoiser: dict[str, Any]) -> tuple[str,
         raise ModelError("the denoiser wants the number of a class (num_class_embeds), which nothing here tells it")
     told = (kind for flag, kind in FAMILIES[name].marks.items() if index.get(flag) or denoiser.get(flag))
     return name, kinds[channels] or next(told, "")
-
-
-def is_drawn(class_name: str) -> bool:
-    """Whether some family draws with pipelines of this class."""
-    return any(class_name in _class_names(family) for family in FAMILIES.values())
 
 
 def prior_of(index: dict[str, Any]) -> str:

@@ -74,7 +74,8 @@ class ModelFamily:
         prior: diffusers class name of the pipeline that reads the prompt, each picture's with its own seed. Its components are the
             model's own, named `prior_…`, or those of a folder beside it.
         prior_from: where people get that folder.
-        pixels: whether the denoiser works on pixels, so that its `sample_size` is the size that it learnt.
+        pixels: whether the denoiser works on pixels.
+        sized: whether the `sample_size` of the denoiser is the size that it learnt.
     """
 
     title: str
@@ -117,3 +118,4 @@ class ModelFamily:
     prior: str = ""
     prior_from: str = ""
     pixels: bool = False
+    sized: bool = False

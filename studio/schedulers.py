@@ -33,7 +33,7 @@ class Scheduler:
         class_name: in diffusers.
         sigmas: the schedule types that the class can follow.
         overrides: of the model's scheduler config.
-        noise: the kind of model it works for: `diffusion`, `edm`, `flow` or `flow-solver`.
+        noise: the kind of model it works for: `diffusion`, `edm`, `flow`, `flow-solver` or `ve`.
         eta: whether the class reads `eta`.
         seeded_sigmas: whether the class draws its noise from its own Brownian tree, which must be given the seeds.
     """
@@ -46,6 +46,7 @@ class Scheduler:
     seeded_sigmas: bool = False
 
 
+PREDICT_CORRECT = "Predictor-corrector"
 FLOW_SIGMAS: dict[str, object] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SCHEDULERS: dict[str, Scheduler] = {
     "DPM++ 2M": Scheduler(
@@ -83,6 +84,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     # The solvers of diffusion along a flow, for pipelines that ask for no noise levels of their own.
     "Flow DPM++ 2M": Scheduler("DPMSolverMultistepScheduler", ("automatic",), FLOW_SIGMAS, noise="flow-solver"),
     "Flow UniPC": Scheduler("UniPCMultistepScheduler", ("automatic",), FLOW_SIGMAS, noise="flow-solver"),
+    PREDICT_CORRECT: Scheduler("ScoreSdeVeScheduler", ("automatic",), noise="ve"),
 }
 
 ALIASES = {
@@ -102,7 +104,12 @@ ALIASES = {
     "k_euler_a": "Euler a",
 }
 
-KINDS = {"EDM": "edm", "FlowMatch": "flow", "CM": "consistency"}  # prefixes of a model's own scheduler class
+KINDS = {
+    "EDM": "edm",
+    "FlowMatch": "flow",
+    "CM": "consistency",
+    "ScoreSdeVe": "ve",
+}  # prefixes of a model's own scheduler class
 
 
 def canonical(name: str) -> str | None:
@@ -119,7 +126,7 @@ def canonical(name: str) -> str | None:
 
 
 def noise_kind(class_name: str, *, flow_sigmas: bool = False) -> str:
-    """Return `diffusion`, `edm`, `flow`, `flow-solver` or `consistency` for the scheduler class that a model was saved with.
+    """Return `diffusion`, `edm`, `flow`, `flow-solver`, `ve` or `consistency` for the scheduler class that a model was saved with.
 
     Args:
         class_name: in diffusers.

@@ -283,13 +283,19 @@ def test_a_model_and_an_embedding_are_kept_in_their_own_places(tmp_path: Path) -
         (folder / "unet").mkdir()
         (folder / "unet" / "w.safetensors").write_bytes(bytes(3_000_000))
     kinds = {name: results_by_step(runs, name)[-1].kind for name in runs.ids()}
-    assert kinds == {"m": "model", "e": "embedding", "u": "pipeline", "c": "controlnet"}
+    assert kinds == {"m": "model", "e": "embedding", "u": "wordless", "c": "controlnet"}
     assert find_result(runs, "e", "final").word == "e"
-    for name, place in (("m", "checkpoints/k"), ("e", "embeddings/k.safetensors"), ("c", "controlnets/k")):
-        assert keep(runs, name, find_result(runs, name, -1), tmp_path / "models", "k", {}) == f"models/{place}"
+    for name, place in (
+        ("m", "checkpoints/k"),
+        ("e", "embeddings/k.safetensors"),
+        ("c", "controlnets/k"),
+        ("u", "checkpoints/u"),
+    ):
+        assert (
+            keep(runs, name, find_result(runs, name, -1), tmp_path / "models", Path(place).stem, {})
+            == f"models/{place}"
+        )
     assert (tmp_path / "models/checkpoints/k/unet/w.safetensors").stat().st_size == 3_000_000
-    with pytest.raises(StudioError, match="Generate does not draw with"):
-        keep(runs, "u", find_result(runs, "u", "final"), tmp_path / "models", "k", {})
     pieces = list(zipped(find_result(runs, "m", "final").path))
     assert max(map(len, pieces)) < 1_200_000, "the archive is never whole in memory"
     with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as archive:
@@ -375,7 +381,7 @@ def test_checkpoint_times_weight_times_prompt_is_one_plot() -> None:
         ([], ["a"], [1], "steps is empty"),
         (results("lora", 1), [], [1], "prompts must be 1 to 20"),
         (results("lora", 1), ["a"], [], "weights must be 1 to 10"),
-        (results("pipeline", 1), ["a"], [1], "draws without words"),
+        (results("wordless", 1), ["a"], [1], "draws without words"),
         (results("controlnet", 1), ["a"], [1], "no sample with a control picture"),
         (results("lora", 1, 2, word=True), ["a"], [1], "a word of its own"),
     ],

@@ -8,8 +8,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, EDMDPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    UNet2DModel,
+)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.pipelines.consistency_models.pipeline_consistency_models import ConsistencyModelPipeline
+from diffusers.pipelines.deprecated.score_sde_ve.pipeline_score_sde_ve import ScoreSdeVePipeline
+from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+from diffusers.schedulers.scheduling_sde_ve import ScoreSdeVeScheduler
 
 from studio.errors import InvalidRequest
 from studio.fitting import usable
@@ -40,11 +52,34 @@ def edm() -> Any:
     return ConsistencyModelPipeline(network(), cast(Any, scheduler))
 
 
+def score() -> Any:
+    scheduler = ScoreSdeVeScheduler(num_train_timesteps=4, sigma_max=90, snr=0.1)
+    return ScoreSdeVePipeline(network(time_embedding_type="fourier"), scheduler)
+
+
+def dit(**more: Any) -> Any:
+    torch.manual_seed(0)
+    told: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 16}
+    net: Any = DiTTransformer2DModel(**told, in_channels=4, out_channels=8, num_embeds_ada_norm=1000, **more).eval()
+    for weights in net.parameters():  # a fresh one says nothing
+        torch.nn.init.normal_(weights, std=0.1)
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **four_levels())
+    pipe: Any = DiTPipeline(net, vae, cast(Any, DDIMScheduler(clip_sample=False)))
+    pipe.register_to_config(id2label={"0": "circle, disc", "1": "star"})
+    return pipe
+
+
+def four_levels() -> dict[str, Any]:
+    return {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Library:
     folder = tmp_path_factory.mktemp("wordless")
     DDPMPipeline(network(), DDPMScheduler()).save_pretrained(folder / "plain")
     edm().save_pretrained(folder / "edm")
+    score().save_pretrained(folder / "score")
+    dit().save_pretrained(folder / "dit")
     return Library((folder,))
 
 
@@ -109,6 +144,51 @@ def test_edm_s_networks_draw_with_edm_s_samplers(models: Library, make: Draw) ->
     assert pixels(made).std() > 5 and made.pictures != other.pictures
     with pytest.raises(InvalidRequest, match="does not work with this model"):
         make(model="edm", scheduler="DDIM")
+
+
+def test_a_score_model_draws_by_predictor_and_corrector(models: Library, make: Draw) -> None:
+    model = models.get("score")
+    assert (model.family, model.noise, model.defaults["scheduler"]) == ("score", "ve", "Predictor-corrector")
+    made = make(model="score")
+    assert np.array_equal(pixels(made), bare(models, ScoreSdeVePipeline, "score"))
+    both = make(model="score", num_images_per_prompt=2, batch_size=2)
+    assert np.abs(pixels(both, 1).astype(int) - pixels(make(model="score", seed=2))).max() <= 1
+    with pytest.raises(InvalidRequest, match="does not work with this model"):
+        make(model="score", scheduler="DDIM")
+    with pytest.raises(InvalidRequest, match="cannot do image2image"):
+        make(model="score", image=png(PICTURE))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_dit_draws_the_class_that_its_prompt_names(models: Library, make: Draw, guidance: float) -> None:
+    model = models.get("dit")
+    assert (model.family, model.defaults["width"], model.defaults["scheduler"]) == ("dit", 128, "DDIM")
+    wanted = bare(models, DiTPipeline, "dit", class_labels=[1], guidance_scale=guidance)
+    made = make(model="dit", prompt="Star", guidance_scale=guidance)
+    assert np.abs(pixels(made).astype(int) - wanted).max() <= 1
+    other = make(model="dit", prompt="disc", guidance_scale=guidance)
+    assert other.pictures == make(model="dit", prompt="circle", guidance_scale=guidance).pictures != made.pictures
+
+
+def test_a_dit_s_other_wishes(make: Draw) -> None:
+    star = {"model": "dit", "prompt": "star", "guidance_scale": 3.0}
+    late, plain = make(**star, guidance_start=0.5), make(**star)
+    assert late.pictures != plain.pictures != make(**star | {"prompt": ""}).pictures
+    never, one = (
+        pixels(make(**values)) for values in (star | {"guidance_start": 0.99}, star | {"guidance_scale": 1.0})
+    )
+    assert np.abs(never.astype(int) - one).max() <= 1
+    assert pixels(make(**star, width=64, height=64, scheduler="DPM++ 2M")).shape == (64, 64, 3)
+    with pytest.raises(InvalidRequest, match="width=64 and height=96 must be the same: a DiT draws squares"):
+        make(**star, width=64, height=96)
+    both = make(**star, num_images_per_prompt=2, batch_size=2)
+    assert np.abs(pixels(both, 1).astype(int) - pixels(make(**star, seed=2))).max() <= 1
+    with pytest.raises(
+        InvalidRequest, match="prompt='a red star' is no class of this model; it has: circle, disc, star"
+    ):
+        make(**star | {"prompt": "a red star"})
+    with pytest.raises(InvalidRequest, match="negative_prompt does not work with DiT"):
+        make(**star, negative_prompt="circle")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from studio.engine.dit import NO_CLASS
 from studio.errors import InvalidRequest, shown
 from studio.settings import Settings
 from trainers.data import Batch
@@ -28,7 +29,7 @@ from trainers.sheet import draw_grid
 from trainers.unconditional_configs import CLASSES_MAX, UnconditionalConfig
 from trainers.wordless import WordlessMethod
 
-NO_CLASS = 1000  # what DiTPipeline asks for in place of a class, whatever the number of classes is
+CLASSES_TOLD = 20  # in a sentence
 
 
 class DitMethod(WordlessMethod):
@@ -109,7 +110,7 @@ class DitMethod(WordlessMethod):
         """Write a pipeline folder that `DiTPipeline.from_pretrained` loads, with the names of its classes."""
         pipe: Any = DiTPipeline(transformer=self.network, vae=self._vae, scheduler=self.scheduler)
         pipe.register_to_config(id2label={str(place): label for label, place in self._places.items()})
-        return self.saved(pipe, folder / name, facts)
+        return self.saved(pipe, folder / name, facts, guidance_scale=self.config.validation_guidance_scale)
 
     def draw(self, artifact: Path, picture: Path) -> bool:
         """Draw a grid with the saved pipeline: one class after the other."""
@@ -118,7 +119,8 @@ class DitMethod(WordlessMethod):
         return draw_grid(DiTPipeline, artifact, picture, self.config, self.parts.device.place, **told)
 
     def usage(self) -> str:
-        return f"It draws {len(self._places)} classes and reads no prompt, so the Generate tab does not offer it."
+        names = ", ".join([*self._places][:CLASSES_TOLD]) + (", …" if len(self._places) > CLASSES_TOLD else "")
+        return f"Choose it in Generate; its prompt is one of its {len(self._places)} classes: {names}."
 
     def code(self, prompt: str) -> str:
         label = class_of(prompt, self.config.classes)

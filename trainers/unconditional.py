@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 from trainers.data import Batch
@@ -19,7 +18,6 @@ from trainers.sheet import draw_grid
 from trainers.unconditional_configs import UnconditionalConfig
 from trainers.wordless import WordlessMethod
 
-STEPS_MAX = 150  # of a request
 GROUPS = 32  # of normalisation, or the most that divide every level's channels
 
 
@@ -58,19 +56,15 @@ class UnconditionalMethod(WordlessMethod):
 
     def save(self, folder: Path, name: str, facts: dict[str, str]) -> Path:
         """Write a pipeline folder that diffusers loads."""
-        made = self.saved(self._way.saved(unet=self.network, scheduler=self._way.scheduler), folder / name, facts)
-        if self.config.preconditioning == "ddpm":  # as its samples are drawn
-            usual = {"scheduler": "DDIM", "num_inference_steps": min(self.config.num_inference_steps, STEPS_MAX)}
-            (made / "studio.yaml").write_text(yaml.safe_dump({"defaults": usual}), encoding="utf-8")
-        return made
+        usual = {"scheduler": "DDIM"} if self.config.preconditioning == "ddpm" else {}
+        pipe = self._way.saved(unet=self.network, scheduler=self._way.scheduler)
+        return self.saved(pipe, folder / name, facts, **usual)
 
     def draw(self, artifact: Path, picture: Path) -> bool:
         """Draw a grid with the saved pipeline; for DDPM by DDIM (Song et al. 2020, arXiv:2010.02502)."""
         return draw_grid(self._way.drawn, artifact, picture, self.config, self.parts.device.place)
 
     def usage(self) -> str:
-        if self.config.preconditioning == "ve":
-            return "It reads no prompt, and its sampler is none that the Generate tab has."
         return "Choose it in Generate; it reads no prompt."
 
     def code(self, prompt: str) -> str:

@@ -26,6 +26,7 @@ class Draw:
     check: Callable[[], None] = lambda: None
 
 
+CLASSES_SHOWN = 20  # of those that a model has, in a sentence
 Encoded = list[dict[str, Any]]  # for each text: name of a pipeline's argument -> (1, ...), or a list of one tensor
 Ask = Callable[[str], str]
 
@@ -146,6 +147,25 @@ def encode_nothing(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_s
     return [{}]
 
 
+def encode_class(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Tell a model of classes which one is meant, (1,); without a word, and for guidance, none.
+
+    Raises:
+        InvalidRequest: if it has no such class.
+    """
+    known = {name.casefold(): place for name, place in pipe.labels.items()}
+    wanted = texts["prompt"].strip()
+    if wanted and wanted.casefold() not in known:
+        names = (
+            ", ".join(pipe.labels)
+            if len(pipe.labels) <= CLASSES_SHOWN
+            else ", ".join([*pipe.labels][:CLASSES_SHOWN]) + ", …"
+        )
+        raise InvalidRequest("prompt", f"prompt={shown(wanted)} is no class of this model; it has: {names}")
+    place = known[wanted.casefold()] if wanted else pipe.no_class
+    return [{"class_labels": torch.tensor([one])} for one in (place, pipe.no_class)[: len(texts)]]
+
+
 LANGUAGE_ENCODERS: dict[str, Callable[..., Encoded]] = {
     "z_image": encode_z_image,
     "flux2": encode_flux2,
@@ -155,4 +175,5 @@ LANGUAGE_ENCODERS: dict[str, Callable[..., Encoded]] = {
     "sana": encode_sana,
     "kandinsky": encode_kandinsky,
     "nothing": encode_nothing,
+    "classes": encode_class,
 }

@@ -99,6 +99,42 @@ class DDPMPipeline(DiffusionPipeline):
             after_step(self, step, timestep, {"latents": pictures})
 
 
+class ScoreSdeVePipeline(DDPMPipeline):
+    """Draws with a score model by predictor and corrector (Song et al. 2021, arXiv:2011.13456, algorithm 2).
+
+    Its network knows pictures between 0 and 1, and noise that becomes as large as `sigma_max`.
+    """
+
+    def _denoise(
+        self,
+        pictures: torch.Tensor,
+        timesteps: torch.Tensor,
+        generator: Sequence[torch.Generator],
+        eta: float,
+        after_step: AfterStep,
+    ) -> None:
+        """Go through the noise levels, each picture for itself: the corrector's step is as long as a batch's mean says."""
+        self.scheduler.set_sigmas(len(timesteps))
+        self.num_timesteps = len(timesteps)
+        rows = list(pictures.split(1))
+        for step, (timestep, sigma) in enumerate(zip(timesteps, self.scheduler.sigmas, strict=True)):
+            means = []
+            for place, source in enumerate(generator):
+                for _ in range(self.scheduler.config["correct_steps"]):
+                    told = self._score(rows[place], sigma)
+                    rows[place] = self.scheduler.step_correct(told, rows[place], generator=source).prev_sample
+                told = self._score(rows[place], sigma)
+                rows[place], mean = self.scheduler.step_pred(
+                    told, timestep, rows[place], generator=source, return_dict=False
+                )
+                means.append(mean)
+            after_step(self, step, timestep, {"latents": torch.cat(means) * 2 - 1})
+
+    def _score(self, picture: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Ask for the gradient of the log density, (1, 3, H, W)."""
+        return self.unet(picture, sigma.expand(1).to(picture.device), return_dict=False)[0]
+
+
 class DDPMImg2ImgPipeline(DDPMPipeline):
     """Draws from a picture that noise is added to (SDEdit: Meng et al. 2021, arXiv:2108.01073)."""
 

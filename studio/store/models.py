@@ -163,7 +163,7 @@ def read_model(name: str, folder: Path) -> Model:
                 for name in (FAMILIES[family].defaults["scheduler"], *SCHEDULERS)
                 if SCHEDULERS[name].noise == noise
             )
-        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual) | _learnt_size(family, denoiser)
+        defaults = defaults_of(family, kind, {"scheduler": schedule}, usual) | _learnt_size(folder, family, denoiser)
         defaults |= _own_defaults(facts)
         return Model(
             id=name,
@@ -193,16 +193,17 @@ def read_model(name: str, folder: Path) -> Model:
         return Model(id=name, path=folder, title=name, problem=f"its files cannot be understood ({error})")
 
 
-def _learnt_size(family: str, denoiser: dict[str, Any]) -> dict[str, Any]:
-    """Return the size in pixels that a denoiser on pixels learnt; {} for others.
+def _learnt_size(folder: Path, family: str, denoiser: dict[str, Any]) -> dict[str, Any]:
+    """Return the size in pixels that a denoiser learnt; {} where its config does not tell.
 
     Raises:
         ModelError: if no request can have it.
     """
-    if not FAMILIES[family].pixels:
+    if not FAMILIES[family].sized:
         return {}
     told, step = denoiser.get("sample_size"), FAMILIES[family].size_step
-    height, width = told if isinstance(told, list) else (told, told)
+    cell = 2 ** (len(_vae_config(folder, family).get("block_out_channels", "1")) - 1)
+    height, width = (side * cell for side in (told if isinstance(told, list) else (told, told)))
     if not all(isinstance(side, int) and side >= 64 and side % step == 0 for side in (height, width)):
         raise ModelError(
             f"its network draws {width} x {height} pixels; sides of 64 and more that {step} divides can be drawn"

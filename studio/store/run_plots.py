@@ -88,7 +88,7 @@ def _check(results: list[Result], prompts: list[str], weights: list[float]) -> N
         raise InvalidRequest("prompts", f"prompts must be 1 to {PROMPTS_MAX}, none of them empty")
     if not 0 < len(weights) <= WEIGHTS_MAX:
         raise InvalidRequest("weights", f"weights must be 1 to {WEIGHTS_MAX} numbers, such as 0, 0.5, 1")
-    if results[0].kind in ("wordless", "pipeline"):
+    if results[0].kind == "wordless":
         raise StudioError(f"{results[0].name} draws without words, so there is nothing that a prompt could compare")
     if results[0].kind == "lora" and results[0].word and len(results) > 1:
         raise StudioError(

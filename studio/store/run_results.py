@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import InvalidRequest, StudioError
-from studio.families import is_drawn
 from studio.store import writer
 from studio.store.lora_cards import check_card, write_card, write_cover
 from studio.store.runs import Runs
@@ -40,8 +39,7 @@ class Result:
         step: of the checkpoint; `FINAL` of the final one.
         name: under which the library has it.
         path: of the file, or of a model's folder.
-        kind: `lora`, `embedding`, `controlnet`, `model`, `wordless`: a model that reads no prompt, or `pipeline`: one that
-            Generate cannot draw with either.
+        kind: `lora`, `embedding`, `controlnet`, `model`, or `wordless`: a model that reads no prompt.
         word: of an embedding, what a prompt says; "" without one.
     """
 
@@ -55,6 +53,12 @@ class Result:
     def bytes(self) -> int:
         """How much disk it takes."""
         return sum(path.stat().st_size for path in files_of(self.path))
+
+    @property
+    def classes(self) -> list[str]:
+        """What a model of classes can be asked for, each by the first of its names."""
+        named = (read_json(self.path / "model_index.json") or {}).get("id2label") if self.kind == "wordless" else None
+        return [str(names).split(",")[0].strip() for names in named.values()] if isinstance(named, dict) else []
 
     @property
     def embedding(self) -> Path | None:
@@ -94,10 +98,7 @@ def _result(run_id: str, method: str, step: int, path: Path) -> Result:
     name = f"{run_id}{end}"
     if path.is_dir():
         if (path / "model_index.json").is_file():
-            if method != "unconditional":
-                return Result(step, name, path, "model")
-            index = read_json(path / "model_index.json") or {}
-            return Result(step, name, path, "wordless" if is_drawn(index.get("_class_name", "")) else "pipeline")
+            return Result(step, name, path, "wordless" if method == "unconditional" else "model")
         return Result(step, name, path, "controlnet")
     if path.with_name(f"{path.stem}_emb.safetensors").is_file():
         return Result(step, name, path, "lora", f"{run_id}_emb{end}")
@@ -127,10 +128,7 @@ def keep(
 
     Raises:
         InvalidRequest: if the name is none, or taken, or the card cannot be kept.
-        StudioError: if the result cannot be used in Generate.
     """
-    if result.kind not in PLACES:
-        raise StudioError(f"{result.name} is of a class that Generate does not draw with; it stays in the run's folder")
     if not _NAME.fullmatch(name) or name.endswith((".safetensors", ".")):
         raise InvalidRequest("name", f"name={name[:90]!r} must be letters, digits, dots and hyphens, such as heart-v1")
     told = check_card(card) if result.kind == "lora" else {}

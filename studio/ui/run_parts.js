@@ -79,8 +79,8 @@ window.studio.runParts = (() => {
     if (mounted !== run.id || !part("top")) mount();
     const results = run.results.length;
     part("class-box").hidden = !run.class;
-    part("keep-box").hidden = !run.results.some((one) => one.kind !== "pipeline");
-    part("compare-box").hidden = !results || ["wordless", "pipeline"].includes(run.results[0].kind);
+    part("keep-box").hidden = !results;
+    part("compare-box").hidden = !results || run.results[0].kind === "wordless";
     part("vote-box").hidden = Object.keys(run.samples).length < 2;
     part("curves-box").hidden = !Object.keys(run.curves).length;
     part("samples-box").hidden = !run.prompts.length && !steps().length && run.method === "unconditional";
@@ -209,10 +209,10 @@ window.studio.runParts = (() => {
         el("td", {}, el("b", { text: label(one.step) }), run.recommended?.step === one.step && el("span", { class: "sr-star", text: " ★ recommended", title: run.recommended.reason })),
         el("td", {}, el("span", { text: one.name }), kept.length > 0 && el("div", { class: "st-quiet", text: "kept as " + kept.join(", ") })), el("td", { text: size(one.bytes) }),
         el("td", {}, el("div", { class: "sr-row" },
-          one.kind !== "pipeline" && button("Use in Generate", `Opens Generate and ${USES[one.kind]}`, () => runs.use(run.id, one.step)),
+          button("Use in Generate", `Opens Generate and ${USES[one.kind]}`, () => runs.use(run.id, one.step)),
           el("a", { class: "st-button", text: one.file ? "Download" : "Download zip", title: "Save it on this computer", href: path("file/" + (one.step < 0 ? "final" : one.step)), download: true }),
           one.kohya && el("a", { class: "st-button", text: "Kohya keys", title: "The same LoRA for A1111 and kohya's tools", href: path(`file/${one.step < 0 ? "final" : one.step}?keys=kohya`), download: true }),
-          one.kind !== "pipeline" && button("Keep …", "Copy it into the library, so that it stays when the run goes", () => { keeping = one.step; part("keep-box").open = true; redraw("keep"); part("keep-box").scrollIntoView({ behavior: "smooth", block: "nearest" }); }))));
+          button("Keep …", "Copy it into the library, so that it stays when the run goes", () => { keeping = one.step; part("keep-box").open = true; redraw("keep"); part("keep-box").scrollIntoView({ behavior: "smooth", block: "nearest" }); }))));
     };
     const rest = !["running", "paused", "yielded", "starting"].includes(run.state);
     const clean = button("Clean up", "Remove what only a resumed run would need; results and samples stay", async () => {
@@ -229,12 +229,11 @@ window.studio.runParts = (() => {
 
   // ---- keep -----------------------------------------------------------------------------------------------------
   function keep(box) {
-    const able = run.results.filter((one) => one.kind !== "pipeline");
-    if (!able.length) { box.replaceChildren(); return; }
-    const of = able.find((one) => one.step === keeping) || able.find((one) => one.step === run.recommended?.step) || able.at(-1);
+    if (!run.results.length) { box.replaceChildren(); return; }
+    const of = run.results.find((one) => one.step === keeping) || run.results.find((one) => one.step === run.recommended?.step) || run.results.at(-1);
     const lora = of.kind === "lora";
     const field = (text, input) => el("label", { class: "sr-field" }, el("span", { text }), input);
-    const which = el("select", { id: "sr-keep-step", onchange: () => { keeping = Number(which.value); redraw("keep"); } }, ...[...able].reverse().map((one) => el("option", { value: one.step, text: label(one.step) + (run.recommended?.step === one.step ? " ★" : ""), selected: one.step === of.step })));
+    const which = el("select", { id: "sr-keep-step", onchange: () => { keeping = Number(which.value); redraw("keep"); } }, ...[...run.results].reverse().map((one) => el("option", { value: one.step, text: label(one.step) + (run.recommended?.step === one.step ? " ★" : ""), selected: one.step === of.step })));
     const name = el("input", { id: "sr-keep-name", value: run.id + "-v" + (run.kept.length + 1) });
     const words = el("input", { id: "sr-keep-words", value: run.config.trigger_word || "", placeholder: "sks heart" });
     const weight = el("input", { id: "sr-keep-weight", type: "number", step: 0.05, value: run.config.recommended_weight ?? 1 });

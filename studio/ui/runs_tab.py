@@ -100,6 +100,8 @@ class RunsTab:
         if result.kind == "lora":
             weight = config.get("recommended_weight")
             text = f"{text} {tag_of(LoraSpec(name=result.name, weight=1.0 if weight is None else weight))}".strip()
+        if result.classes and text not in result.classes:
+            text = result.classes[0]
         choices = generate.model_choices()
         drawn = config.get("validation_model") or config.get("model") or ""
         base = result.name if result.kind in ("model", "wordless") else str(drawn)
