@@ -1,5 +1,7 @@
 """What Studio tells people when something cannot be done: one sentence with the field, the value, what is allowed, the way out."""
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 
@@ -82,3 +84,8 @@ def first_problem(error: ValidationError) -> InvalidRequest:
     if kind == "missing":
         return InvalidRequest(field, f"{field} is missing")
     return InvalidRequest(field, f"{field}={shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return names with commas between for a sentence; of many the first."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -51,10 +51,10 @@ WORDLESS: dict[str, Any] = {
     "syntax": False,
     "options": frozenset({"eta"}),
     "rescale_tasks": frozenset(),
-    "module": "studio.engine.wordless",
     "sized": True,
 }
 ON_PIXELS: dict[str, Any] = WORDLESS | {
+    "module": "studio.engine.wordless",
     "channels": {3: ""},
     "fixed": {"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
     "arguments": {"eta": "eta"},
@@ -63,6 +63,7 @@ ON_PIXELS: dict[str, Any] = WORDLESS | {
     "size_step": 32,
     "pixels": True,
 }
+WITHOUT_ETA: dict[str, Any] = ON_PIXELS | {"options": frozenset(), "arguments": {}}
 RGB: LatentRgb = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
 # Sizes are what a person chose; captions are not rewritten by packages that may or may not be installed.
 AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None}
@@ -282,7 +283,7 @@ FAMILIES: dict[str, ModelFamily] = {
         RGB,
         "nothing",
         noise="ve",
-        **ON_PIXELS | {"options": frozenset(), "arguments": {}},
+        **WITHOUT_ETA,
     ),
     "dit": ModelFamily(
         "DiT (classes)",
@@ -295,7 +296,8 @@ FAMILIES: dict[str, ModelFamily] = {
         interval_tasks=frozenset({TEXT2IMAGE}),
         switched={"class_labels": "class_labels"},
         size_step=16,
-        **WORDLESS | {"module": "studio.engine.dit"},
+        module="studio.engine.dit",
+        **WORDLESS,
     ),
 }
 

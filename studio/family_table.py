@@ -48,6 +48,7 @@ def _row(name: str, kind: str) -> dict[str, Any]:
         "negative_prompt": negative,
         "prompt_syntax": family.syntax,
         "tokens": family.text_limits[-1] if family.text_limits else 0 if "prompt" in fixed else None,
+        "classes": family.prompts == "classes",
         "size_step": family.size_step,
         "schedulers": tuple(samplers),
         "not": tuple(sorted(off)),
@@ -79,7 +80,9 @@ def _cell(row: dict[str, Any], column: str) -> str:
             value, "True CFG above 1"
         ),
         "size_step": lambda: f"x {value}",
-        "tokens": lambda: f"{value} tokens" if value else "any length" if value is None else "none",
+        "tokens": lambda: (
+            "a class" if row["classes"] else f"{value} tokens" if value else "any length" if value is None else "none"
+        ),
         "defaults": lambda: _usual(value),
     }
     return written[column]()

@@ -23,6 +23,7 @@ from studio.lab_latents import (
     ranking_settings,
 )
 from studio.lab_plane import PlaneRequest
+from studio.lab_wordless import WordlessRequest, wordless_settings
 
 TRAIN_STEPS = 1000  # of the noise schedules that are drawn side by side
 
@@ -273,6 +274,7 @@ PANELS: Mapping[str, Panel] = {
     "latents": Panel(LatentsRequest, None, ("values",)),
     "interpolation": Panel(InterpolationRequest, interpolation_settings, ("length", "agreement")),
     "inversion": Panel(InversionRequest, inversion_settings, ("error", "psnr")),
+    "wordless": Panel(WordlessRequest, wordless_settings, ("distance", "deviation")),
     "plane": Panel(PlaneRequest, None, ("energy", "loss")),
     "ranking": Panel(RankingRequest, ranking_settings, ("score",)),
 }
@@ -298,9 +300,9 @@ def parse_lab(panel: str, values: Values) -> Any:
 
 
 def base_values(request: LabRequest) -> Values:
-    """Return what a panel asks the library for, as fields of a GenerationRequest: the words and the seed."""
-    named = ("prompt", "negative_prompt", "seed")
-    return {name: getattr(request, name) for name in named if name in type(request).model_fields}
+    """Return what a panel asks the library for, as fields of a GenerationRequest: the words, the seed and the sampler."""
+    named = ("prompt", "negative_prompt", "seed", "scheduler")
+    return {name: value for name in named if (value := getattr(request, name, None)) is not None}
 
 
 class Line(Frozen):

@@ -19,7 +19,7 @@ from studio.tools import ToolWatch
 from studio.yaml_text import read_setting
 
 DONE, INTERRUPTED = 0, 130
-TEXTS = ("prompt", "negative_prompt", "other_prompt", "image")  # never read as numbers
+TEXTS = ("prompt", "negative_prompt", "other_prompt", "image", "classes")  # never read as numbers
 
 
 def add_lab_flags(commands: Any) -> None:

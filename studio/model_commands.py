@@ -76,6 +76,7 @@ def model_row(model: Model) -> dict[str, Any]:
         "id": model.id, "title": model.title, "family": model.family, "kind": model.kind, "noise": model.noise,
         "prediction": model.prediction, "told_by": model.told_by, "format": "single file" if model.single else "diffusers",
         "bytes": model.bytes, "dtype": model.dtype, "licence": model.licence, "trigger_words": list(model.trigger_words),
+        "classes": list(model.classes),
         **about, "takes_from_another": list(model.lacks), "defaults": model.defaults, "path": str(model.path),
         "problem": model.problem,
     }  # fmt: skip

@@ -55,6 +55,7 @@ PURE = {
     "lab_fields",
     "lab_latents",
     "lab_plane",
+    "lab_wordless",
     "parts",
     "upscalers",
     "layouts",

@@ -441,6 +441,17 @@ def test_using_a_result_fills_the_form(
             RunsTab(services).use(form, wrong, before, "shapes")
 
 
+def test_using_a_model_of_classes_names_one(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    runs.create("unconditional", "n", "architecture: dit\n")
+    writer.write_file(tmp_path / "n" / "final" / "n" / "model_index.json", b"{}")
+    library = SimpleNamespace(get=lambda name: SimpleNamespace(classes=("circle", "star")))
+    services: Any = SimpleNamespace(training=SimpleNamespace(runs=runs), library=library)
+    form: Any = SimpleNamespace(model_choices=lambda: [("n", "n")])
+    for before, after in (("a red circle", "circle"), ("star", "star")):
+        assert RunsTab(services).use(form, json.dumps({"run": "n", "step": -1}), before, "shapes")[0] == after
+
+
 def test_two_checkpoints_of_one_run_are_never_in_one_prompt() -> None:
     prompt = "a sks heart <lora:heart-000100:0.8> <lora:other:1><lora:heart:1>"
     assert without_run(prompt, "heart", "") == "a sks heart <lora:other:1>"

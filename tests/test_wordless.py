@@ -28,6 +28,7 @@ from studio.fitting import usable
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
 from studio.store.models import read_model
+from studio.ui.generate_tab import asks
 from tests.conftest import Made, drawer
 from tests.test_families import PICTURE, pixels, png
 
@@ -163,6 +164,8 @@ def test_a_score_model_draws_by_predictor_and_corrector(models: Library, make: D
 def test_a_dit_draws_the_class_that_its_prompt_names(models: Library, make: Draw, guidance: float) -> None:
     model = models.get("dit")
     assert (model.family, model.defaults["width"], model.defaults["scheduler"]) == ("dit", 128, "DDIM")
+    assert model.classes == ("circle", "star")
+    assert "Its prompt is one of: circle, star." in asks(model)
     wanted = bare(models, DiTPipeline, "dit", class_labels=[1], guidance_scale=guidance)
     made = make(model="dit", prompt="Star", guidance_scale=guidance)
     assert np.abs(pixels(made).astype(int) - wanted).max() <= 1

@@ -16,7 +16,7 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from studio.engine.dit import NO_CLASS
-from studio.errors import InvalidRequest, shown
+from studio.errors import InvalidRequest, listed, shown
 from studio.settings import Settings
 from trainers.data import Batch
 from trainers.denoisers import Told
@@ -28,8 +28,6 @@ from trainers.preconditioning import ddpm_process, ddpm_schedule
 from trainers.sheet import draw_grid
 from trainers.unconditional_configs import CLASSES_MAX, UnconditionalConfig
 from trainers.wordless import WordlessMethod
-
-CLASSES_TOLD = 20  # in a sentence
 
 
 class DitMethod(WordlessMethod):
@@ -119,8 +117,9 @@ class DitMethod(WordlessMethod):
         return draw_grid(DiTPipeline, artifact, picture, self.config, self.parts.device.place, **told)
 
     def usage(self) -> str:
-        names = ", ".join([*self._places][:CLASSES_TOLD]) + (", …" if len(self._places) > CLASSES_TOLD else "")
-        return f"Choose it in Generate; its prompt is one of its {len(self._places)} classes: {names}."
+        return (
+            f"Choose it in Generate; its prompt is one of its {len(self._places)} classes: {listed([*self._places])}."
+        )
 
     def code(self, prompt: str) -> str:
         label = class_of(prompt, self.config.classes)

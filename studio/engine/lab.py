@@ -16,6 +16,7 @@ from studio.engine.lab_plane import run_plane
 from studio.engine.lab_ranking import run_ranking
 from studio.engine.lab_reverse import run_reverse
 from studio.engine.lab_samplers import run_samplers
+from studio.engine.lab_wordless import run_wordless
 from studio.engine.tasks import LoadImage
 from studio.errors import StudioError
 from studio.lab import Findings, parse_lab
@@ -30,6 +31,7 @@ RUNS: dict[str, Callable[[Bench, Any], Findings]] = {
     "latents": run_latents,
     "interpolation": run_interpolation,
     "inversion": run_inversion,
+    "wordless": run_wordless,
     "plane": run_plane,
     "ranking": run_ranking,
 }

@@ -191,13 +191,18 @@ class Bench:
             yield self
 
     @cached_property
-    def pipe(self) -> Any:
+    def any_pipe(self) -> Any:
         """The model's pipeline, loaded when it is first asked for."""
+        return self._stack.enter_context(self._opened(self, self.job))
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline of a model that draws from text."""
         if self.job.model.kind or self.job.model.noise not in ("diffusion", "flow"):
             raise ModelError(
                 f"the Lab works on models that draw from text by diffusion or flow; {self.job.model.title} does not"
             )
-        return self._stack.enter_context(self._opened(self, self.job))
+        return self.any_pipe
 
     @cached_property
     def vae(self) -> Any:
@@ -282,7 +287,8 @@ class Bench:
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Return latents (B, C, h, w) as pictures (B, H, W, 3) uint8."""
-        rows = [decode_latents(self.pipe, one[None].to(self.pipe.vae.dtype), self.notice) for one in latents]
+        pipe = self.any_pipe
+        rows = [decode_latents(pipe, one[None].to(pipe.vae.device, pipe.vae.dtype), self.notice) for one in latents]
         return to_pixels(torch.cat(rows))
 
     def scores(self, pictures: np.ndarray) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from studio.errors import InvalidRequest, shown
+from studio.errors import InvalidRequest, listed, shown
 from studio.family import ModelFamily
 
 
@@ -26,7 +26,6 @@ class Draw:
     check: Callable[[], None] = lambda: None
 
 
-CLASSES_SHOWN = 20  # of those that a model has, in a sentence
 Encoded = list[dict[str, Any]]  # for each text: name of a pipeline's argument -> (1, ...), or a list of one tensor
 Ask = Callable[[str], str]
 
@@ -156,12 +155,9 @@ def encode_class(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_ski
     known = {name.casefold(): place for name, place in pipe.labels.items()}
     wanted = texts["prompt"].strip()
     if wanted and wanted.casefold() not in known:
-        names = (
-            ", ".join(pipe.labels)
-            if len(pipe.labels) <= CLASSES_SHOWN
-            else ", ".join([*pipe.labels][:CLASSES_SHOWN]) + ", …"
+        raise InvalidRequest(
+            "prompt", f"prompt={shown(wanted)} is no class of this model; it has: {listed([*pipe.labels])}"
         )
-        raise InvalidRequest("prompt", f"prompt={shown(wanted)} is no class of this model; it has: {names}")
     place = known[wanted.casefold()] if wanted else pipe.no_class
     return [{"class_labels": torch.tensor([one])} for one in (place, pipe.no_class)[: len(texts)]]
 

@@ -31,6 +31,7 @@ class Model:
         lacks: components that a file takes from a diffusers folder of its family; of a folder, its prior.
         words_known: tokenizer -> words that a file's text encoder knows.
         parts_from: the id of the model to take them from, "" for the first that fits.
+        classes: that a model of classes can be asked for, each by the first of its names.
         about: where it comes from, as `studio.yaml` says: source, revision, licence, trigger words.
         problem: why it cannot be used, in one sentence; "" if it can.
     """
@@ -55,6 +56,7 @@ class Model:
     parts_from: str = ""
     licence: str = ""
     trigger_words: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -182,6 +184,7 @@ def read_model(name: str, folder: Path) -> Model:
             dtype=_folder_dtype(folder, "transformer" if "transformer" in index else "unet"),
             licence=str(facts.get("licence", "")),
             trigger_words=tuple(facts.get("trigger_words", ())),
+            classes=tuple(str(names).split(",")[0].strip() for names in (index.get("id2label") or {}).values()),
             about={key: facts[key] for key in sorted(TOLD & set(facts))},
         )
     except StudioError as error:

@@ -55,12 +55,6 @@ class Result:
         return sum(path.stat().st_size for path in files_of(self.path))
 
     @property
-    def classes(self) -> list[str]:
-        """What a model of classes can be asked for, each by the first of its names."""
-        named = (read_json(self.path / "model_index.json") or {}).get("id2label") if self.kind == "wordless" else None
-        return [str(names).split(",")[0].strip() for names in named.values()] if isinstance(named, dict) else []
-
-    @property
     def embedding(self) -> Path | None:
         """The embedding that was learnt beside a LoRA."""
         beside = self.path.with_name(f"{self.path.stem}_emb.safetensors")

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.errors import InvalidRequest, StudioError
+from studio.errors import InvalidRequest, StudioError, listed
 from studio.families import FAMILIES
 from studio.fitting import greyed
 from studio.memory import weights_choices
@@ -399,7 +399,8 @@ class GenerateTab:
 
 def asks(model: Model) -> str:
     """Say what a model changes in the form when it is chosen."""
-    return TEXT["model.asks"].format(title=html.escape(model.title), **model.defaults)
+    classes = TEXT["model.classes"].format(names=html.escape(listed(model.classes))) if model.classes else ""
+    return TEXT["model.asks"].format(title=html.escape(model.title), **model.defaults) + classes
 
 
 def usual() -> dict[str, dict[str, Any]]:

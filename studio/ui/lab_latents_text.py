@@ -58,6 +58,22 @@ LATENTS_TEXT = {
     "lab.plot.ranking.score": "The best of the first n, and the mean of all",
     "lab.table.ranking.ranking": "The ranking",
     "lab.film.ranking.ranking": "The best first",
+    "lab.panel.wordless": "Without words",
+    "lab.text.wordless": (
+        "Small models that **Train** makes from nothing, drawn step by step: DDPM "
+        "([Ho et al. 2020](https://arxiv.org/abs/2006.11239)) and its shortcut DDIM; score models, "
+        "$s(x,\\sigma)=\\nabla\\log p_\\sigma(x)$, whose predictor goes "
+        "$x\\leftarrow x+(\\sigma_i^2-\\sigma_{i-1}^2)\\,s+\\sqrt{\\sigma_i^2-\\sigma_{i-1}^2}\\,z$ and whose corrector "
+        "walks by Langevin's $x\\leftarrow x+\\epsilon s+\\sqrt{2\\epsilon}\\,z$ "
+        "([Song et al. 2021](https://arxiv.org/abs/2011.13456), algorithm 2); EDM's "
+        "([Karras et al. 2022](https://arxiv.org/abs/2206.00364)); and classes, by a DiT whose adaLN-Zero blocks "
+        "begin as the identity ([Peebles and Xie 2022](https://arxiv.org/abs/2212.09748)). Train one with the presets "
+        "`unconditional-shapes`, `-ve`, `-edm`, `-dit`, then choose it as the model in **Generate**."
+    ),
+    "lab.plot.wordless.distance": "How far the first picture is from the result",
+    "lab.plot.wordless.deviation": "How large its numbers are",
+    "lab.table.wordless.drawn": "What it took",
+    "lab.film.wordless.wordless": "From noise to pictures",
     "lab.panel.plane": "Two dimensions",
     "lab.text.plane": (
         "A network of 11,000 weights learns where points $x_0$ lie, from $x=a\\,x_0+b\\,\\epsilon$: **DDPM** asks for the noise, "

@@ -173,6 +173,8 @@ def build_setting(panel: str, name: str) -> Any:
         return gr.Number(value, precision=0, minimum=facts["ge"], maximum=facts["le"], step=1, **common)
     if kind == "numbers":
         return gr.Textbox(", ".join(f"{one:g}" for one in value), **common)
+    if kind == "words":
+        return gr.Textbox(", ".join(value), **common)
     if kind == "choices":
         return gr.Dropdown(
             [(word(choice), choice) for choice in facts["choices"]], value=list(value), multiselect=True, **common

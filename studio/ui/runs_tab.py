@@ -100,12 +100,13 @@ class RunsTab:
         if result.kind == "lora":
             weight = config.get("recommended_weight")
             text = f"{text} {tag_of(LoraSpec(name=result.name, weight=1.0 if weight is None else weight))}".strip()
-        if result.classes and text not in result.classes:
-            text = result.classes[0]
         choices = generate.model_choices()
         drawn = config.get("validation_model") or config.get("model") or ""
         base = result.name if result.kind in ("model", "wordless") else str(drawn)
         here = base if base in {name for _, name in choices} else model
+        if result.kind == "wordless" and here == base:
+            classes = self._services.library.get(here).classes
+            text = text if text in classes else next(iter(classes), text)
         unit = [gr.update(value=result.name), True] if result.kind == "controlnet" else [gr.skip(), gr.skip()]
         return [text, gr.update(choices=choices, value=here), *unit, gr.Tabs(selected="generate")]
 

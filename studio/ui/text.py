@@ -16,6 +16,7 @@ TEXT = {
         "{title} asks for {width} x {height}, {num_inference_steps} steps, CFG {guidance_scale:g}, {scheduler}. "
         "All else stays as typed."
     ),
+    "model.classes": " Its prompt is one of: {names}.",
     "model.reset": "Reset to this model's defaults",
     "interrupt": "Interrupt",
     "skip": "Skip",
