@@ -27,9 +27,12 @@ from studio.store.library import Library
 from studio.tools import ToolWatch
 from tests.conftest import drawer, pixels
 from tests.test_lab import bench_of, gaussian, where_the_ode_leads
+from tests.test_scores import scorers
 from tests.tiny import save_models, sd3
 from trainers.scorers.choice import prompt_scorer
 from trainers.scorers.shapes import Shapes
+
+__all__ = ["scorers"]
 
 CPU = torch.device("cpu")
 RED = "a red circle on a blue background"
@@ -248,6 +251,24 @@ def test_the_best_is_first_and_generate_gets_its_seed(run: Panel) -> None:
     best = line(found, "score", "best_so_far")
     assert best == sorted(best)
     assert best[-1] == pytest.approx(scores[0])
+
+
+def test_a_clip_ranks_what_is_no_shape(scorers: Path, library: Library, blobs: BlobStore) -> None:
+    encoders: list[Any] = []
+    reading = Engine(
+        open_device("cpu", 1),
+        utc_now,
+        new_image_id,
+        find_scorer=lambda shapes: encoders.append(prompt_scorer(False, (scorers,), CPU)) or encoders[-1],
+    )
+    asked = {"prompt": "a red star", "candidates": 3, "steps": 4}
+    found, pictures = reading.use_tool(lab_call(library, "ranking", asked, "shapes"), blobs.open)
+    told, (clip,) = Findings.model_validate(found), encoders
+    shown = [pixels(pictures[name]) for name in told.films[0].frames[0].pictures.values()]
+    scores = [row["agreement"] for row in table(told, "ranking")]
+    assert [clip.prompt(seen, "a red star") for seen in clip.read(shown)] == pytest.approx(scores, abs=1e-3)
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
+    assert told.notes == ("The score is that of clip.",)
 
 
 def test_who_cannot_rank_says_so(run: Panel, engine: Any, library: Library, blobs: BlobStore) -> None:

@@ -112,7 +112,7 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("roots")
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer: Any = clip_tokenizer()
-    torch.manual_seed(0)
+    torch.manual_seed(6)  # with most others all prompts are worth less than nothing, which is told as 0
     words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": 77}
     config: Any = CLIPConfig(text_config=tower | words, vision_config=tower | {"image_size": 32, "patch_size": 8})
     CLIPModel(config).save_pretrained(root / "scorers" / "clip")
@@ -156,7 +156,8 @@ def test_a_clip_says_of_text_and_picture_what_transformers_says(scorers: Path, h
         out = model(**tokens, pixel_values=pixels)
     wanted = 2.5 * float((out.text_embeds @ out.image_embeds.T)[0, 0])
     scorer = joined([folder], CPU)
-    assert scorer.prompt(scorer.read(hearts[:1])[0], "a heart") == pytest.approx(min(1, max(0, wanted)), abs=1e-5)
+    assert 0.1 < wanted < 0.9
+    assert scorer.prompt(scorer.read(hearts[:1])[0], "a heart") == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize(
