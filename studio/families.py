@@ -3,7 +3,7 @@
 from typing import Any
 
 from studio.errors import ModelError
-from studio.family import GUIDED, ModelFamily, Variant
+from studio.family import GUIDED, SECOND_STAGE, ModelFamily, Variant
 from studio.latent_colours import FLUX_LATENT_RGB, SD3_LATENT_RGB, SD_LATENT_RGB, SDXL_LATENT_RGB
 from studio.schedulers import SCHEDULERS
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
@@ -46,6 +46,8 @@ TRANSFORMER: dict[str, Any] = {
 NOISY = frozenset(name for name, one in SCHEDULERS.items() if one.noise == "diffusion")
 # Sizes are what a person chose; captions are not rewritten by packages that may or may not be installed.
 AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None}
+PIXELS_RGB = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+NO_VAE = {"vae": None, "vae_tiling": False}
 FAMILIES: dict[str, ModelFamily] = {
     "sd1": ModelFamily(
         "Stable Diffusion 1.x",
@@ -246,15 +248,48 @@ FAMILIES: dict[str, ModelFamily] = {
             "switched": {"image_embeds": "image_embeds"},
         },
     ),
+    # Two networks of pixels, each with its own size and steps; the first one's T5 reads for both.
+    "deepfloyd-if": ModelFamily(
+        "DeepFloyd IF",
+        _classes("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"),
+        {"width": 64, "height": 64, "num_inference_steps": 100, "guidance_scale": 7.0, "scheduler": "DDPM"},
+        PIXELS_RGB,
+        "deepfloyd",
+        channels={3: "", 6: SECOND_STAGE},
+        kinds={SECOND_STAGE: {SECOND_STAGE: "IFSuperResolutionPipeline"}},
+        others=frozenset({"IFImg2ImgSuperResolutionPipeline", "IFInpaintingSuperResolutionPipeline"}),
+        variants=(
+            Variant(
+                "DeepFloyd IF, second stage",
+                {"width": 256, "height": 256, "num_inference_steps": 50, "guidance_scale": 4.0, "scheduler": "DDPM"},
+                kind=SECOND_STAGE,
+            ),
+        ),
+        fixed=dict.fromkeys(
+            ("", SECOND_STAGE), {"variation_strength": 0.0} | NO_VAE
+        ),  # diffusers 0.42 draws the noise itself
+        text_limits=(77,),
+        module="studio.engine.deepfloyd",
+        pixels=True,
+        cascade=4,
+        **TRANSFORMER
+        | {
+            "noise": "diffusion",
+            "refused_schedulers": frozenset(),
+            "size_step": 8,
+            "options": frozenset({"eta", "refiner"}),
+            "arguments": dict(GUIDED, eta="eta"),
+        },
+    ),
     "unconditional": ModelFamily(
         "Unconditional",
         _classes("DDPMPipeline", "DDPMImg2ImgPipeline"),
         {"width": 64, "height": 64, "num_inference_steps": 50, "guidance_scale": 1.0, "scheduler": "DDIM"},
-        ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)),
+        PIXELS_RGB,
         "nothing",
         channels={3: ""},
         others=frozenset({"DDIMPipeline", "ConsistencyModelPipeline"}),  # the latter of EDM's networks
-        fixed={"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
+        fixed={"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0} | NO_VAE},
         units=frozenset(),
         lora=False,
         syntax=False,

@@ -7,6 +7,7 @@ from studio.spec import IMAGE2IMAGE, TEXT2IMAGE
 from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
 
 GUIDED = {"guidance_scale": "guidance_scale"}
+SECOND_STAGE = "second stage"  # the kind, and the only task, of models that draw anew and larger what another has drawn
 LatentRgb = tuple[tuple[float, float, float], ...]
 
 
@@ -75,6 +76,7 @@ class ModelFamily:
             model's own, named `prior_…`, or those of a folder beside it.
         prior_from: where people get that folder.
         pixels: whether the denoiser works on pixels, so that its `sample_size` is the size that it learnt.
+        cascade: how many times larger the model that `refiner` names draws anew what this one drew; 0 where it draws the last steps.
     """
 
     title: str
@@ -117,3 +119,9 @@ class ModelFamily:
     prior: str = ""
     prior_from: str = ""
     pixels: bool = False
+    cascade: int = 0
+
+    @property
+    def refiner_task(self) -> str:
+        """The task of the model that `refiner` names."""
+        return SECOND_STAGE if self.cascade else IMAGE2IMAGE

@@ -3,11 +3,12 @@
 from typing import Any
 
 from studio.families import FAMILIES, defaults_of, pipelines_of
+from studio.family import SECOND_STAGE
 from studio.fitting import barred
 from studio.schedulers import SCHEDULERS
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
 
-TASKS = {TEXT2IMAGE: "text", IMAGE2IMAGE: "img2img", INPAINT: "inpaint"}
+TASKS = {TEXT2IMAGE: "text", IMAGE2IMAGE: "img2img", INPAINT: "inpaint", SECOND_STAGE: "the first stage"}
 UNITS = {"controls": "ControlNet", "t2i_adapters": "T2I", "ip_adapters": "IP"}
 COLUMNS = {
     "title": "family",

@@ -33,6 +33,7 @@ READERS: dict[str, dict[str, str]] = {
     "flux": {"tokenizer": "pooled", "tokenizer_2": "t5"},
     "chroma": {"tokenizer": "t5"},
     "pixart": {"tokenizer": "t5"},
+    "deepfloyd": {"tokenizer": "t5"},
 }
 
 

@@ -1,0 +1,106 @@
+"""DeepFloyd IF as the engine calls pipelines: UNets of pixels that hear T5 (after Saharia et al. 2022, arXiv:2205.11487).
+
+A first stage draws 64 pixels a side, a second one four times as many from what the first drew. A model's folder also names a safety
+checker, its feature extractor and a watermarker: no class here takes them, so that nothing of them is loaded, no picture becomes
+black, and none is marked. What the licence of the weights asks of those who publish pictures is theirs to keep.
+"""
+
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.deepfloyd_if import pipeline_if as drawing
+from diffusers.pipelines.deepfloyd_if import pipeline_if_img2img as redrawing
+from diffusers.pipelines.deepfloyd_if import pipeline_if_inpainting as inpainting
+from diffusers.pipelines.deepfloyd_if import pipeline_if_superresolution as enlarging
+from PIL import Image
+
+from studio.engine.wordless import AfterStep, Pixels
+
+
+class Stage:
+    """What diffusers' pipelines for IF lack: the words of the others for steps, and an autoencoder that changes nothing.
+
+    Their own `__init__` asks for parts that are not loaded here, so it is not called.
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        self.register_modules(**parts)  # type: ignore[attr-defined]
+        self.vae, self.vae_scale_factor = Pixels(parts["unet"]), 1
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self.num_timesteps = 0
+
+    def __call__(
+        self,
+        *,
+        num_inference_steps: int,
+        callback_on_step_end: AfterStep,
+        generator: Sequence[torch.Generator],
+        width: int | None = None,
+        height: int | None = None,
+        strength: float | None = None,
+        output_type: str = "latent",
+        callback_on_step_end_tensor_inputs: Sequence[str] = (),
+        **told: Any,
+    ) -> None:
+        """Draw one picture a generator; `callback_on_step_end` sees them, (B, 3, H, W) in [-1, 1], as they become.
+
+        Args:
+            num_inference_steps: of the whole way.
+            callback_on_step_end: called after each.
+            generator: one a picture.
+            width: in pixels, where there is no picture to begin with.
+            height: likewise.
+            strength: the part of the steps that is gone, where there is one.
+            output_type: what the last step leaves is the result; of diffusers' own types `pt` is the one that costs no further work.
+            callback_on_step_end_tensor_inputs: there is nothing else to see.
+            told: what a pipeline takes besides.
+        """
+        call = super().__call__  # type: ignore[misc]
+        known = {"width": width, "height": height, "strength": strength}
+        wanted = inspect.signature(call).parameters
+        told |= {name: value for name, value in known.items() if name in wanted}
+        self.num_timesteps = int(num_inference_steps * (1 if strength is None else strength))
+        done = itertools.count()  # diffusers 0.42 counts a step of second order twice
+
+        def after_step(_: int, timestep: Any, pictures: torch.Tensor) -> None:
+            callback_on_step_end(self, next(done), timestep, {"latents": pictures})
+
+        steps = {"num_inference_steps": num_inference_steps, "callback": after_step}
+        call(**steps, generator=list(generator), output_type="pt", **told)
+
+
+class FirstStage(Stage):
+    """Reads prompts and draws small pictures."""
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, unet: UNet2DConditionModel, scheduler: Any) -> None:
+        super().__init__(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler)
+
+
+class IFPipeline(FirstStage, drawing.IFPipeline):
+    """Draws from text."""
+
+
+class IFImg2ImgPipeline(FirstStage, redrawing.IFImg2ImgPipeline):
+    """Draws from text and a picture."""
+
+
+class IFInpaintingPipeline(FirstStage, inpainting.IFInpaintingPipeline):
+    """Repaints a part of a picture, whose size counts."""
+
+    def preprocess_mask_image(self, mask_image: Image.Image) -> torch.Tensor:
+        """Return a mask as (1, 1, H, W); diffusers would bring it to the network's own size."""
+        return torch.from_numpy(np.asarray(mask_image.convert("L")) > 127)[None, None]
+
+
+class IFSuperResolutionPipeline(Stage, enlarging.IFSuperResolutionPipeline):
+    """Draws a first stage's pictures anew and larger; the first stage's T5 has read the prompt."""
+
+    def __init__(self, unet: UNet2DConditionModel, scheduler: Any, image_noising_scheduler: Any) -> None:
+        super().__init__(unet=unet, scheduler=scheduler, image_noising_scheduler=image_noising_scheduler)
+        self.text_encoder = None  # which would tell the number format of the prompt's states
