@@ -265,9 +265,7 @@ FAMILIES: dict[str, ModelFamily] = {
                 kind=SECOND_STAGE,
             ),
         ),
-        fixed=dict.fromkeys(
-            ("", SECOND_STAGE), {"variation_strength": 0.0} | NO_VAE
-        ),  # diffusers 0.42 draws the noise itself
+        fixed=dict.fromkeys(("", SECOND_STAGE), NO_VAE),
         text_limits=(77,),
         module="studio.engine.deepfloyd",
         pixels=True,

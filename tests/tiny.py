@@ -549,6 +549,8 @@ KANDINSKY_MODELS: dict[str, Callable[[], Any]] = {
     "hub/decoder": lambda: kandinsky().decoder_pipe,
     "hub/prior": lambda: kandinsky("prior"),
 }
+
+
 def deepfloyd(stage: int = 1) -> Any:
     """Build a first stage, or a second one without a text encoder; both have the parts that Studio leaves out."""
     import diffusers
@@ -557,7 +559,7 @@ def deepfloyd(stage: int = 1) -> Any:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 
     tokenizer, encoder = t5()
-    deep = 1 if stage == 1 else 3  # so that the larger one attends to as few cells
+    deep = 2 * stage  # so that the larger one attends to as few cells
     more: dict[str, Any] = {"sample_size": 64, "in_channels": 3}
     if stage == 2:
         more = {"sample_size": 256, "in_channels": 6, "class_embed_type": "timestep"}
@@ -566,7 +568,7 @@ def deepfloyd(stage: int = 1) -> Any:
         down_block_types=("ResnetDownsampleBlock2D",) * deep + ("SimpleCrossAttnDownBlock2D",),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("SimpleCrossAttnUpBlock2D",) + ("ResnetUpsampleBlock2D",) * deep,
-        block_out_channels=(16,) * deep + (32,) if stage == 1 else (4,) * deep + (16,),
+        block_out_channels=(8,) * deep + (16,) if stage == 1 else (4,) * deep + (16,),
         norm_num_groups=4,
         layers_per_block=1,
         encoder_hid_dim=WIDE,
@@ -581,7 +583,13 @@ def deepfloyd(stage: int = 1) -> Any:
     )
     noise = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range"}
     path = diffusers.DDPMScheduler(**noise, thresholding=True, sample_max_value=1.5)
-    eyes = {"hidden_size": WIDE, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32}
+    eyes = {
+        "hidden_size": WIDE,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 32,
+    }
     seen = CLIPConfig(
         text_config=CLIPTextConfig(vocab_size=8, **{key: eyes[key] for key in list(eyes)[:4]}),
         vision_config=CLIPVisionConfig(projection_dim=16, patch_size=16, **eyes),

@@ -7,7 +7,6 @@ black, and none is marked. What the licence of the weights asks of those who pub
 
 import inspect
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,10 @@ class Stage:
     """What diffusers' pipelines for IF lack: the words of the others for steps, and an autoencoder that changes nothing.
 
     Their own `__init__` asks for parts that are not loaded here, so it is not called.
+
+    Attributes:
+        num_timesteps: steps of the call at hand.
+        noise: that it begins with, if some was given.
     """
 
     def __init__(self, **parts: Any) -> None:
@@ -34,37 +37,30 @@ class Stage:
         self.vae, self.vae_scale_factor = Pixels(parts["unet"]), 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self.num_timesteps = 0
+        self.noise: torch.Tensor | None = None
 
     def __call__(
         self,
         *,
         num_inference_steps: int,
         callback_on_step_end: AfterStep,
-        generator: Sequence[torch.Generator],
-        width: int | None = None,
-        height: int | None = None,
+        latents: torch.Tensor | None = None,
         strength: float | None = None,
-        output_type: str = "latent",
-        callback_on_step_end_tensor_inputs: Sequence[str] = (),
         **told: Any,
     ) -> None:
-        """Draw one picture a generator; `callback_on_step_end` sees them, (B, 3, H, W) in [-1, 1], as they become.
+        """Draw pictures; `callback_on_step_end` sees them, (B, 3, H, W) in [-1, 1], as they become.
 
         Args:
             num_inference_steps: of the whole way.
-            callback_on_step_end: called after each.
-            generator: one a picture.
-            width: in pixels, where there is no picture to begin with.
-            height: likewise.
-            strength: the part of the steps that is gone, where there is one.
-            output_type: what the last step leaves is the result; of diffusers' own types `pt` is the one that costs no further work.
-            callback_on_step_end_tensor_inputs: there is nothing else to see.
-            told: what a pipeline takes besides.
+            callback_on_step_end: called after each; what it saw last is the result.
+            latents: noise to begin with, (B, 3, H, W); None is for the generators' own.
+            strength: the part of the steps that is gone through, where there is a picture to begin with.
+            told: further arguments, of which diffusers' pipelines take what they have: some take no size.
         """
         call = super().__call__  # type: ignore[misc]
-        known = {"width": width, "height": height, "strength": strength}
         wanted = inspect.signature(call).parameters
-        told |= {name: value for name, value in known.items() if name in wanted}
+        told = {name: value for name, value in (told | {"strength": strength}).items() if name in wanted}
+        self.noise = latents
         self.num_timesteps = int(num_inference_steps * (1 if strength is None else strength))
         done = itertools.count()  # diffusers 0.42 counts a step of second order twice
 
@@ -72,7 +68,7 @@ class Stage:
             callback_on_step_end(self, next(done), timestep, {"latents": pictures})
 
         steps = {"num_inference_steps": num_inference_steps, "callback": after_step}
-        call(**steps, generator=list(generator), output_type="pt", **told)
+        call(**told | steps | {"output_type": "pt"})  # of diffusers' types the one that costs no further work
 
 
 class FirstStage(Stage):
@@ -84,6 +80,12 @@ class FirstStage(Stage):
 
 class IFPipeline(FirstStage, drawing.IFPipeline):
     """Draws from text."""
+
+    def prepare_intermediate_images(self, *told: Any) -> torch.Tensor:
+        """Return what to begin with, (B, 3, H, W): given noise, for which diffusers 0.42 has no argument, or the generators'."""
+        if self.noise is None:
+            return super().prepare_intermediate_images(*told)
+        return self.noise * self.scheduler.init_noise_sigma
 
 
 class IFImg2ImgPipeline(FirstStage, redrawing.IFImg2ImgPipeline):
