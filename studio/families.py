@@ -265,7 +265,7 @@ FAMILIES: dict[str, ModelFamily] = {
                 kind=SECOND_STAGE,
             ),
         ),
-        fixed=dict.fromkeys(("", SECOND_STAGE), NO_VAE),
+        fixed={"": NO_VAE, SECOND_STAGE: NO_VAE | {"loras": ()}},
         text_limits=(77,),
         module="studio.engine.deepfloyd",
         pixels=True,
