@@ -105,4 +105,4 @@ class IFSuperResolutionPipeline(Stage, enlarging.IFSuperResolutionPipeline):
 
     def __init__(self, unet: UNet2DConditionModel, scheduler: Any, image_noising_scheduler: Any) -> None:
         super().__init__(unet=unet, scheduler=scheduler, image_noising_scheduler=image_noising_scheduler)
-        self.text_encoder = None  # which would tell the number format of the prompt's states
+        self.text_encoder = None  # type: ignore[assignment] - else it tells the number format of the prompt
