@@ -3,7 +3,7 @@
 from typing import Any
 
 from studio.errors import ModelError
-from studio.family import GUIDED, LatentRgb, ModelFamily, Variant
+from studio.family import GUIDED, SECOND_STAGE, LatentRgb, ModelFamily, Variant
 from studio.latent_colours import FLUX_LATENT_RGB, SD3_LATENT_RGB, SD_LATENT_RGB, SDXL_LATENT_RGB
 from studio.schedulers import PREDICT_CORRECT, SCHEDULERS
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
@@ -53,10 +53,11 @@ WORDLESS: dict[str, Any] = {
     "rescale_tasks": frozenset(),
     "sized": True,
 }
+NO_VAE: dict[str, Any] = {"vae": None, "vae_tiling": False}
 ON_PIXELS: dict[str, Any] = WORDLESS | {
     "module": "studio.engine.wordless",
     "channels": {3: ""},
-    "fixed": {"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
+    "fixed": {"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0} | NO_VAE},
     "arguments": {"eta": "eta"},
     "interval_tasks": frozenset(),
     "switched": {},
@@ -265,6 +266,38 @@ FAMILIES: dict[str, ModelFamily] = {
             "options": frozenset({"prior_guidance_scale"}),
             "interval_tasks": frozenset({TEXT2IMAGE, IMAGE2IMAGE}),
             "switched": {"image_embeds": "image_embeds"},
+        },
+    ),
+    # Two networks of pixels, each with its own size and steps; the first one's T5 reads for both.
+    "deepfloyd-if": ModelFamily(
+        "DeepFloyd IF",
+        _classes("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline"),
+        {"width": 64, "height": 64, "num_inference_steps": 100, "guidance_scale": 7.0, "scheduler": "DDPM"},
+        RGB,
+        "deepfloyd",
+        channels={3: "", 6: SECOND_STAGE},
+        kinds={SECOND_STAGE: {SECOND_STAGE: "IFSuperResolutionPipeline"}},
+        others=frozenset({"IFImg2ImgSuperResolutionPipeline", "IFInpaintingSuperResolutionPipeline"}),
+        variants=(
+            Variant(
+                "DeepFloyd IF, second stage",
+                {"width": 256, "height": 256, "num_inference_steps": 50, "guidance_scale": 4.0, "scheduler": "DDPM"},
+                kind=SECOND_STAGE,
+            ),
+        ),
+        fixed={"": NO_VAE, SECOND_STAGE: NO_VAE | {"loras": ()}},
+        text_limits=(77,),
+        module="studio.engine.deepfloyd",
+        pixels=True,
+        sized=True,
+        cascade=4,
+        **TRANSFORMER
+        | {
+            "noise": "diffusion",
+            "refused_schedulers": frozenset(),
+            "size_step": 8,
+            "options": frozenset({"eta", "refiner"}),
+            "arguments": dict(GUIDED, eta="eta"),
         },
     ),
     "unconditional": ModelFamily(

@@ -7,6 +7,7 @@ from studio.spec import IMAGE2IMAGE, TEXT2IMAGE
 from studio.units import MODE_LABELS, UNIT_FIELDS, UNITS_MAX
 
 GUIDED = {"guidance_scale": "guidance_scale"}
+SECOND_STAGE = "second stage"  # the kind, and the only task, of models that draw anew and larger what another has drawn
 LatentRgb = tuple[tuple[float, float, float], ...]
 
 
@@ -76,6 +77,7 @@ class ModelFamily:
         prior_from: where people get that folder.
         pixels: whether the denoiser works on pixels.
         sized: whether the `sample_size` of the denoiser is the size that it learnt.
+        cascade: how many times larger the model that `refiner` names draws anew what this one drew; 0 where it draws the last steps.
     """
 
     title: str
@@ -119,3 +121,9 @@ class ModelFamily:
     prior_from: str = ""
     pixels: bool = False
     sized: bool = False
+    cascade: int = 0
+
+    @property
+    def refiner_task(self) -> str:
+        """The task of the model that `refiner` names."""
+        return SECOND_STAGE if self.cascade else IMAGE2IMAGE

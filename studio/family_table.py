@@ -3,11 +3,12 @@
 from typing import Any
 
 from studio.families import FAMILIES, defaults_of, pipelines_of
+from studio.family import SECOND_STAGE
 from studio.fitting import barred
 from studio.schedulers import SCHEDULERS
 from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE
 
-TASKS = {TEXT2IMAGE: "text", IMAGE2IMAGE: "img2img", INPAINT: "inpaint"}
+TASKS = {TEXT2IMAGE: "text", IMAGE2IMAGE: "img2img", INPAINT: "inpaint", SECOND_STAGE: "the first stage"}
 UNITS = {"controls": "ControlNet", "t2i_adapters": "T2I", "ip_adapters": "IP"}
 COLUMNS = {
     "title": "family",
@@ -30,6 +31,7 @@ def _row(name: str, kind: str) -> dict[str, Any]:
     family, tasks = FAMILIES[name], pipelines_of(name, kind)
     off = set.intersection(*(set(barred(name, kind, task)) for task in tasks))
     fixed = family.fixed.get(kind, {})
+    lora = family.lora and "loras" not in fixed
     negative = "" if "negative_prompt" in fixed else f"{family.guidance} above 1"
     samplers = [
         name
@@ -43,8 +45,8 @@ def _row(name: str, kind: str) -> dict[str, Any]:
         "tasks": tuple(tasks),
         "pipelines": tasks,
         "units": tuple(unit for unit in UNITS if unit in family.units),
-        "lora": family.lora,
-        "lora_targets": family.lora_targets if family.lora else (),
+        "lora": lora,
+        "lora_targets": family.lora_targets if lora else (),
         "negative_prompt": negative,
         "prompt_syntax": family.syntax,
         "tokens": family.text_limits[-1] if family.text_limits else 0 if "prompt" in fixed else None,

@@ -4,10 +4,10 @@ from typing import Any
 
 from studio.errors import InvalidRequest
 from studio.families import FAMILIES, pipelines_of
-from studio.family import ModelFamily
+from studio.family import SECOND_STAGE, ModelFamily
 from studio.memory import weights_problem
 from studio.prompt_syntax import moments, parse_prompt
-from studio.spec import IMAGE2IMAGE, INPAINT, TEXT2IMAGE, WITHOUT_IMAGE, GenerationRequest
+from studio.spec import IMAGE2IMAGE, INPAINT, SIZE_MAX, TEXT2IMAGE, WITHOUT_IMAGE, GenerationRequest
 from studio.units import UNIT_FIELDS
 
 OPTIONAL = ("eta", "guidance_rescale", "clip_skip", "true_cfg_scale", "prior_guidance_scale", "refiner")
@@ -18,6 +18,7 @@ FOLLOWERS = {
     "variation_strength": ("variation_seed",),
     "refiner": ("refiner_start",),
 }
+WHOLE = "means nothing for a second stage, which begins anew"
 
 
 def barred(family: str, kind: str, task: str) -> dict[str, str]:
@@ -30,7 +31,7 @@ def barred(family: str, kind: str, task: str) -> dict[str, str]:
     """
     facts = FAMILIES[family]
     model = f"does not work with {facts.title}" + (f" ({kind})" if kind else "")
-    here = model + {TEXT2IMAGE: "", IMAGE2IMAGE: " and an image", INPAINT: " and inpainting"}[task]
+    here = model + {IMAGE2IMAGE: " and an image", INPAINT: " and inpainting"}.get(task, "")
     why = {name: model for name in OPTIONAL if name not in facts.options}
     if task not in facts.rescale_tasks:
         why.setdefault("guidance_rescale", here)
@@ -61,6 +62,8 @@ def greyed(family: str, kind: str) -> dict[str, dict[str, str]]:
     for why in off.values():
         for name in set(FOLLOWERS) & set(why):
             why |= dict.fromkeys(FOLLOWERS[name], why[name])
+    if FAMILIES[family].cascade:
+        off["none"]["refiner_start"] = WHOLE
     return off
 
 
@@ -82,6 +85,8 @@ def task_problem(family: str, kind: str, task: str) -> str | None:
         return None
     if kind == "inpaint":
         return f"this {title} model can only inpaint; give an image and a mask, or choose another model"
+    if kind == SECOND_STAGE:
+        return f"this {title} model only goes on from what a first stage drew; choose that one, and this as its refiner"
     return f"this {title} model cannot do {task}; it can: {', '.join(tasks)}"
 
 
@@ -97,10 +102,11 @@ def check_refiner(family: str, noise: str, refiner: tuple[str, str, str]) -> Non
         InvalidRequest: naming what would do.
     """
     other, kind, its_noise = refiner
-    if (other, its_noise) != (family, noise) or IMAGE2IMAGE not in pipelines_of(other, kind):
+    task = FAMILIES[family].refiner_task
+    if (other, its_noise) != (family, noise) or task not in pipelines_of(other, kind):
         raise InvalidRequest(
             "refiner",
-            f"this refiner is {FAMILIES[other].title} ({kind or 'base'}, {its_noise} noise); it must do {IMAGE2IMAGE} and be "
+            f"this refiner is {FAMILIES[other].title} ({kind or 'base'}, {its_noise} noise); it must do {task} and be "
             f"{FAMILIES[family].title} ({noise} noise), as the model is",
         )
 
@@ -117,6 +123,20 @@ def _check_alone(request: GenerationRequest, name: str) -> None:
         default = GenerationRequest.model_fields[other].default
         if getattr(request, other) != default:
             raise InvalidRequest(other, f"{other} does not work together with {name}; set it to {default:g}")
+
+
+def _check_cascade(facts: ModelFamily, request: GenerationRequest) -> None:
+    """Refuse a second stage that would begin elsewhere than it does, or draw too large a picture."""
+    if not request.refiner or not facts.cascade:
+        return
+    default = GenerationRequest.model_fields["refiner_start"].default
+    if request.refiner_start != default:
+        raise InvalidRequest("refiner_start", f"refiner_start {WHOLE}; set it back to {default:g}")
+    if (side := max(request.canvas) * facts.cascade) > SIZE_MAX:
+        raise InvalidRequest(
+            "width",
+            f"the second stage would draw {side} pixels a side; at most {SIZE_MAX}, so use {SIZE_MAX // facts.cascade} or less",
+        )
 
 
 def unit_problem(family: str, name: str) -> str:
@@ -204,6 +224,7 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
         )
     for name in ("pag_scale", "refiner"):
         _check_alone(request, name)
+    _check_cascade(facts, request)
     if problem := weights_problem(request.weights):
         raise InvalidRequest("weights", problem)
     _check_units(family, request)

@@ -16,7 +16,7 @@ class ModelRef(Frozen):
         noise: `diffusion`, `edm`, `flow` or `flow-solver`: which schedulers can work.
         kind: `""`, or a key of `ModelFamily.kinds` for a model that can do less: `inpaint`, `depth`, `refiner`.
         latent_rgb: (C + 1, 3) linear map from latents to colour for previews, or () for the family's.
-        refiner: the model that draws the last steps, if the request names one.
+        refiner: the model that draws the last steps, or the second stage, if the request names one.
         prediction: what a person says that a file was trained to predict, "" if the file is to say it.
         donor: the diffusers folder that gives a file what it does not hold: a tokenizer, text encoders, an autoencoder.
     """

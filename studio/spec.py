@@ -113,7 +113,7 @@ class GenerationRequest(Frozen):
     ] = 0.0
     refiner: Annotated[
         str | None,
-        control("Refiner", "refiner", "Model that draws the last steps; SDXL.", max_length=300),
+        control("Refiner", "refiner", "Draws the last steps (SDXL) or the second stage (IF).", max_length=300),
     ] = None
     refiner_start: Annotated[
         float,

@@ -24,6 +24,7 @@ from studio.settings import ROOT
 from studio.spec import IMAGE2IMAGE, INPAINT, GenerationRequest, parse_request
 from studio.store.blobs import BlobStore
 from studio.store.library import Library
+from studio.store.prompt_reports import PromptReports
 from tests.conftest import Made, drawer
 from tests.test_families import INPAINT as PAINTED
 from tests.test_families import MASK, PICTURE, PROMPT, pixels, png
@@ -226,6 +227,13 @@ def test_a_prompt_that_is_too_long_is_refused(make: Draw, name: str) -> None:
     ) as problem:
         make(model=name, prompt="a " * 1100 + "red circle")
     assert problem.value.field == "prompt"
+
+
+def test_capital_letters_are_counted_as_the_small_ones_that_are_read(make: Draw, models: Library) -> None:
+    long = {"model": "pixart-sigma", "prompt": "A " * 250}  # in capital letters they would be two tokens each
+    assert make(**long).pictures == make(**long | {"prompt": "a " * 250}).pictures
+    said = PromptReports(models).report(parse_request(long))
+    assert (said.prompt.tokens, said.problems) == (250, ())
 
 
 @pytest.mark.parametrize(

@@ -549,6 +549,66 @@ KANDINSKY_MODELS: dict[str, Callable[[], Any]] = {
     "hub/decoder": lambda: kandinsky().decoder_pipe,
     "hub/prior": lambda: kandinsky("prior"),
 }
+
+
+def deepfloyd(stage: int = 1) -> Any:
+    """Build a first stage, or a second one without a text encoder; both have the parts that Studio leaves out."""
+    import diffusers
+    from diffusers.pipelines.deepfloyd_if.safety_checker import IFSafetyChecker
+    from diffusers.pipelines.deepfloyd_if.watermark import IFWatermarker
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
+
+    tokenizer, encoder = t5()
+    deep = 2 * stage  # so that the larger one attends to as few cells
+    more: dict[str, Any] = {"sample_size": 64, "in_channels": 3}
+    if stage == 2:
+        more = {"sample_size": 256, "in_channels": 6, "class_embed_type": "timestep"}
+    network = diffusers.UNet2DConditionModel(
+        out_channels=6,  # half of them say the variance
+        down_block_types=("ResnetDownsampleBlock2D",) * deep + ("SimpleCrossAttnDownBlock2D",),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D",) + ("ResnetUpsampleBlock2D",) * deep,
+        block_out_channels=(8,) * deep + (16,) if stage == 1 else (4,) * deep + (16,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        encoder_hid_dim=WIDE,
+        cross_attention_dim=WIDE,
+        cross_attention_norm="group_norm",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        attention_head_dim=8,
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+        **more,
+    )
+    noise = {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range"}
+    path = diffusers.DDPMScheduler(**noise, thresholding=True, sample_max_value=1.5)
+    eyes = {
+        "hidden_size": WIDE,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 32,
+    }
+    seen = CLIPConfig(
+        text_config=CLIPTextConfig(vocab_size=8, **{key: eyes[key] for key in list(eyes)[:4]}),
+        vision_config=CLIPVisionConfig(projection_dim=16, patch_size=16, **eyes),
+    )
+    parts: dict[str, Any] = {
+        "tokenizer": tokenizer if stage == 1 else None,
+        "text_encoder": encoder if stage == 1 else None,
+        "unet": network.eval(),
+        "scheduler": path,
+        "safety_checker": IFSafetyChecker(seen),
+        "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+        "watermarker": IFWatermarker(),
+    }
+    if stage == 1:
+        return diffusers.IFPipeline(**parts)
+    return diffusers.IFSuperResolutionPipeline(**parts, image_noising_scheduler=diffusers.DDPMScheduler(**noise))
+
+
+DEEPFLOYD_MODELS: dict[str, Callable[[], Any]] = {"first": deepfloyd, "second": lambda: deepfloyd(2)}
 FAMILY_MODELS: dict[str, Callable[[], Any]] = {
     "sdxl": sdxl,
     "sd3": sd3,

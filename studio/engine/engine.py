@@ -31,12 +31,13 @@ from studio.engine.passes import (
     preview_event,
     refiner_steps,
     run_pass,
+    second_stage,
     second_steps,
     to_pixels,
 )
 from studio.engine.pipelines import PipelineManager
 from studio.engine.previews import ColourMaps, encode_png
-from studio.engine.prompts import encode_prompts
+from studio.engine.prompts import Prompts, encode_prompts
 from studio.engine.tasks import LoadImage, Start, started
 from studio.engine.units import Units
 from studio.engine.upscale import enlarge
@@ -323,7 +324,12 @@ class Engine:
             if hires and request.hires_upscaler == LATENT:
                 more["decoded"] = False
             later = second_steps(request, job.model.noise) / (request.num_inference_steps or 1) if hires else 0.0
-            if job.model.refiner:
+            if job.model.refiner and family.cascade:
+                later = (second_stage(request, job.model.refiner).num_inference_steps or 0) / (
+                    request.num_inference_steps or 1
+                )
+                more["decoded"] = False
+            elif job.model.refiner:
                 later = refiner_steps(pipe, request)
                 more |= {"decoded": False, "denoising_end": request.refiner_start}
             steps.begin(later)
@@ -333,12 +339,7 @@ class Engine:
             ):
                 made = run_pass(steered, family, request, prompts, generators, steps, **more)
         if job.model.refiner:
-            with self.pipelines.configured(request, job.model.refiner, seeds, vae=vae, task=IMAGE2IMAGE) as pipe:
-                prompts = encode_prompts(pipe, request, job.model.refiner, inversions)
-                steps.begin()
-                more = {"image": made, "denoising_start": request.refiner_start}
-                with attending(denoiser(pipe), request.attention):
-                    return run_pass(pipe, family, request, prompts, generators, steps, **more)
+            return self._refined(job, made, (prompts, generators, seeds), steps)
         if not hires:
             return made
         with (
@@ -357,6 +358,33 @@ class Engine:
                 attending(denoiser(pipe), request.attention),
             ):
                 return run_pass(steered, family, request, prompts, generators, steps, **more)
+
+    def _refined(
+        self, job: Job, made: torch.Tensor, told: tuple[Prompts, list[torch.Generator], list[int]], steps: Steps
+    ) -> torch.Tensor:
+        """Let the request's second model go on from latents (B, C, h, w), as a refiner or as a cascade's next stage.
+
+        Args:
+            job: with a refiner.
+            made: by the first model.
+            told: its prompts, its generators and the group's seeds.
+            steps: hears of each.
+        """
+        request, refiner, family, vae = job.request, job.model.refiner, FAMILIES[job.model.family], self._vae(job)
+        assert refiner is not None
+        prompts, generators, seeds = told
+        more: dict[str, Any] = {"image": made}
+        if family.cascade:
+            request = second_stage(request, refiner, guided=bool(prompts.negative))
+            more |= {"width": made.shape[-1] * family.cascade, "height": made.shape[-2] * family.cascade}
+        else:
+            more["denoising_start"] = request.refiner_start
+        with self.pipelines.configured(request, refiner, seeds, vae=vae, task=family.refiner_task) as pipe:
+            if not family.cascade:  # whose next stage hears what the first one read
+                prompts = encode_prompts(pipe, request, refiner, read_inversions(job.parts))
+            steps.begin()
+            with attending(denoiser(pipe), request.attention):
+                return run_pass(pipe, family, request, prompts, generators, steps, **more)
 
     def _record(self, job: Job, seed: int, index: int, notes: tuple[str, ...]) -> ImageRecord:
         now = self._clock()

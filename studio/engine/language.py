@@ -95,9 +95,18 @@ def encode_chroma(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_sk
 
 def encode_pixart(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
     """Encode for PixArt: T5 with its mask, (1, 300, width); capital letters are small ones for it."""
-    check_lengths(pipe.tokenizer, family, texts)
-    encoded = [pipe.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in texts.values()]
+    small = {field: text.lower().strip() for field, text in texts.items()}
+    check_lengths(pipe.tokenizer, family, small)
+    encoded = [pipe.encode_prompt(text, do_classifier_free_guidance=False)[:2] for text in small.values()]
     return [{"prompt_embeds": states, "prompt_attention_mask": mask} for states, mask in encoded]
+
+
+def encode_deepfloyd(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
+    """Encode for DeepFloyd IF: T5 with its mask, (1, 77, width); capital letters are small ones for it."""
+    small = {field: text.lower().strip() for field, text in texts.items()}
+    check_lengths(pipe.tokenizer, family, small)
+    encoded = [pipe.encode_prompt(text, do_classifier_free_guidance=False)[0] for text in small.values()]
+    return [{"prompt_embeds": states} for states in encoded]
 
 
 def encode_sana(pipe: Any, family: ModelFamily, texts: dict[str, str], clip_skip: int) -> Encoded:
@@ -168,6 +177,7 @@ LANGUAGE_ENCODERS: dict[str, Callable[..., Encoded]] = {
     "qwen_image": encode_qwen_image,
     "chroma": encode_chroma,
     "pixart": encode_pixart,
+    "deepfloyd": encode_deepfloyd,
     "sana": encode_sana,
     "kandinsky": encode_kandinsky,
     "nothing": encode_nothing,

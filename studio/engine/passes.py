@@ -23,7 +23,9 @@ from studio.engine.prompts import Prompts
 from studio.engine.tasks import takes
 from studio.errors import InvalidRequest
 from studio.events import Preview
+from studio.families import defaults_of
 from studio.family import ModelFamily
+from studio.records import ModelRef
 from studio.spec import GenerationRequest
 from studio.upscalers import LATENT
 
@@ -211,6 +213,20 @@ def refiner_steps(pipe: Any, request: GenerationRequest) -> float:
             "refiner; each needs one",
         )
     return second / first
+
+
+def second_stage(request: GenerationRequest, refiner: ModelRef, *, guided: bool = True) -> GenerationRequest:
+    """Return what a cascade's second stage is asked for: its own usual steps, guidance and method, whatever the first stage's are.
+
+    Args:
+        request: that the first stage drew for.
+        refiner: the second stage.
+        guided: whether guidance is on at all.
+    """
+    own = defaults_of(refiner.family, refiner.kind, {})
+    names = ("num_inference_steps", "guidance_scale", "scheduler")
+    told = {name: own[name] for name in names} | ({} if guided else {"guidance_scale": 1.0})
+    return request.model_copy(update=told | {"sigmas": "automatic"})
 
 
 def second_steps(request: GenerationRequest, noise: str) -> int:

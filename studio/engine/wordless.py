@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -23,9 +24,9 @@ class Pixels:
         network: whose pictures, number format and place are meant.
     """
 
-    def __init__(self, network: UNet2DModel) -> None:
+    def __init__(self, network: UNet2DModel | UNet2DConditionModel) -> None:
         self._network = network
-        self.config = {"latent_channels": network.config["in_channels"]}
+        self.config = {"latent_channels": 3}  # red, green, blue; a network may see another picture besides
 
     @property
     def dtype(self) -> torch.dtype:

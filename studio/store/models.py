@@ -248,8 +248,8 @@ def _noise(family: str, schedule: dict[str, Any]) -> str:
     return noise
 
 
-LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion", "deepfloyd_if")  # the last two are diffusers' own, too
+OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 
 
 def check_parts(folder: Path, index: dict[str, Any]) -> None:

@@ -33,7 +33,9 @@ READERS: dict[str, dict[str, str]] = {
     "flux": {"tokenizer": "pooled", "tokenizer_2": "t5"},
     "chroma": {"tokenizer": "t5"},
     "pixart": {"tokenizer": "t5"},
+    "deepfloyd": {"tokenizer": "t5"},
 }
+SMALL = {"pixart", "deepfloyd"}  # whose pipelines write everything in small letters
 
 
 class PromptReports:
@@ -222,6 +224,7 @@ class _Reader:
     def _long(self, name: str, words: Words, text: str, field: str, problems: list[str]) -> EncoderReport:
         """Report what T5 gets: the words without weights, in one piece."""
         plain = plain_text(parse_prompt(text, field)) if self._family.syntax else text
+        plain = plain.lower().strip() if self._family.prompts in SMALL else plain
         ids, most = words.ids(plain, marks=True), self._family.text_limits[-1]
         cut = words.text(*ids[most - 1 : -1]) if len(ids) > most else ""
         if cut:
