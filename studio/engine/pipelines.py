@@ -248,10 +248,11 @@ def load_pipeline(model: ModelRef, device: Device, keeping: Weights = FULL) -> A
     single = Path(model.path).is_file()
     try:
         if single:
-            return kept(load_checkpoint(model, pipeline_class, device), keeping, device)
-        options = FAMILIES[model.family].load_options | loading(pipeline_class, device, keeping)
-        pipe = _from_folder(pipeline_class, model, device, **options, **_prior(model, device))
-        pipe.to(device.place)
+            pipe = load_checkpoint(model, pipeline_class, device)
+        else:
+            options = FAMILIES[model.family].load_options | loading(pipeline_class, device, keeping)
+            pipe = _from_folder(pipeline_class, model, device, **options, **_prior(model, device))
+            pipe.to(device.place)
         denoiser(pipe).register_to_config(**FAMILIES[model.family].denoiser_config)
     except torch.OutOfMemoryError:
         raise

@@ -1,12 +1,13 @@
 """What a model on disk says about itself, and whether it is safe and whole. Reads headers only, no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from studio.errors import ModelError, StudioError
 from studio.families import FAMILIES, defaults_of, detect_family, prior_of
-from studio.parts import shape_of
+from studio.gguf_header import GGUF
+from studio.parts import shape_of, vae_shape
 from studio.schedulers import SCHEDULERS, canonical, noise_kind
 from studio.settings import CLIP_WORDS
 from studio.spec import parse_request
@@ -29,6 +30,7 @@ class Model:
         told_by: what tells it: the file's `keys`, its `metadata`, its `studio.yaml`, or what is usual in its `family`.
         override: the prediction that `studio.yaml` gives.
         lacks: components that a file takes from a diffusers folder of its family; of a folder, its prior.
+        denoiser: entries of its denoiser's configuration that the model must have from which it takes the rest; {} if it needs none.
         words_known: tokenizer -> words that a file's text encoder knows.
         parts_from: the id of the model to take them from, "" for the first that fits.
         about: where it comes from, as `studio.yaml` says: source, revision, licence, trigger words.
@@ -51,6 +53,7 @@ class Model:
     told_by: str = ""
     override: str = ""
     lacks: tuple[str, ...] = ()
+    denoiser: dict[str, Any] = field(default_factory=dict)
     words_known: dict[str, int] = field(default_factory=dict)
     parts_from: str = ""
     licence: str = ""
@@ -62,6 +65,11 @@ class Model:
     def single(self) -> bool:
         """Whether it is one file."""
         return self.path.is_file()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights stand for others, so that nothing can be taught to them or mixed with them."""
+        return self.path.suffix.lower() == GGUF
 
 
 def model_indexes(folder: Path) -> list[Path]:
@@ -90,10 +98,22 @@ def can_give(donor: Model, model: Model) -> bool:
     index = read_json(donor.path / "model_index.json")
     if any(not (index.get(name) or [None])[0] for name in model.lacks):
         return False
+    if model.denoiser:
+        config = read_json(donor.path / "transformer" / "config.json")
+        return all(config.get(name) == value for name, value in model.denoiser.items())
     same = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels")
     sizes = all(donor.shape.get(name) == model.shape.get(name) for name in same) or not model.lacks
     own = [words for words in model.words_known.values() if words != CLIP_WORDS]
     return sizes and all(_words(donor.path) == words for words in own)
+
+
+def completed(model: Model, donor: Model) -> Model:
+    """Return a file's model with what the folder tells that gives what it lacks."""
+    if model.denoiser:
+        return replace(model, kind=donor.kind, noise=donor.noise, shape=donor.shape, defaults=donor.defaults | model.defaults)
+    given = {name: donor.shape[name] for name in ("text_widths", *vae_shape({})) if name in donor.shape}
+    widths = {name: value for name, value in given.items() if name == "text_widths"}
+    return replace(model, shape=widths | model.shape | (given if "vae" in model.lacks else {}))
 
 
 def _embedding(model: Model) -> int:
