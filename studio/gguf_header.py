@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 
 GGUF = ".gguf"
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-HEADER_MAX = 2**25  # bytes; a language model's vocabulary may take some, a denoiser's tensors take a few hundred thousand
+HEADER_MAX = (
+    2**25
+)  # bytes; a language model's vocabulary may take some, a denoiser's tensors take a few hundred thousand
 TENSORS_MAX, FIELDS_MAX, SIDES_MAX = 2**16, 2**12, 4
 DENOISER = "model.diffusion_model."
 # number of a type -> its name, numbers in a block, bytes of a block
@@ -66,6 +68,11 @@ class _Head:
         else:
             raise ValueError(DAMAGED)
         return None
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a file calls itself GGUF; what it holds, its header says."""
+    return str(path).lower().endswith(GGUF)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -89,9 +89,7 @@ LONE: dict[str, Lone] = {
 
 def lone_family(shapes: Shapes) -> str:
     """Name the family whose denoiser a file holds, by names without a prefix; "" if it is none of `LONE`."""
-    fitting = (
-        name for name, one in LONE.items() if all(any(n.startswith(m) for n in shapes) for m in one.marks)
-    )
+    fitting = (name for name, one in LONE.items() if all(any(n.startswith(m) for n in shapes) for m in one.marks))
     return next(fitting, "")
 
 

@@ -59,7 +59,9 @@ def test_the_first_training_runs_and_draws_what_it_learnt(tmp_path: Path, monkey
         answer = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, (line, answer.stderr)
     seen = [judge(Image.open(path)) for path in (tmp_path / "taught").glob("*.png")]
-    right = [one.background == "blue" and [(x.colour, x.shape) for x in one.things] == [("green", "heart")] for one in seen]
+    right = [
+        one.background == "blue" and [(x.colour, x.shape) for x in one.things] == [("green", "heart")] for one in seen
+    ]
     assert len(right) == 8 and sum(right) > 4, seen
 
 

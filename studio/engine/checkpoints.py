@@ -17,7 +17,7 @@ from studio.engine.devices import Device
 from studio.engine.gguf_files import load_gguf, quantising
 from studio.engine.single_files import built, vae_state
 from studio.families import FAMILIES
-from studio.gguf_header import GGUF, read_header
+from studio.gguf_header import is_gguf, read_header
 from studio.records import ModelRef
 from studio.settings import CLIP_VOCABULARY, CLIP_WORDS
 
@@ -79,10 +79,9 @@ def load_checkpoint(model: ModelRef, pipeline_class: Any, device: Device) -> Any
         ValueError: if the file does not hold exactly what such a model has.
     """
     found = look_at(Path(model.path), model.prediction)
-    blocks = Path(model.path).suffix.lower() == GGUF
-    state = load_gguf(Path(model.path)) if blocks else load_file(model.path)
+    state = load_gguf(Path(model.path)) if model.quantised else load_file(model.path)
     config = _donor_json(model.donor, f"{found.denoiser}/config.json") if found.told else found.configs[found.denoiser]
-    parts: dict[str, Any] = {found.denoiser: _denoiser(found.prefix, config, state, device, blocks=blocks)}
+    parts: dict[str, Any] = {found.denoiser: _denoiser(found.prefix, config, state, device, blocks=model.quantised)}
     if "vae" in found.configs:
         prefix = next(one for one in VAE_PREFIX if any(name.startswith(one) for name in state))
         own = vae_state({name: tensor for name, tensor in state.items() if name.startswith(prefix)})
@@ -109,7 +108,7 @@ def load_checkpoint(model: ModelRef, pipeline_class: Any, device: Device) -> Any
 
 def look_at(path: Path, prediction: str = "") -> Checkpoint:
     """Return what a file is, from its header."""
-    if path.suffix.lower() == GGUF:
+    if is_gguf(path):
         header = read_header(path)
         metadata = header.pop("__metadata__")
         return understand({name: one["shape"] for name, one in header.items()}, metadata, prediction)
@@ -137,8 +136,8 @@ def _denoiser(prefix: str, config: dict[str, Any], state: State, device: Device,
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if config["_class_name"] in ONE_WIDTH:
         own = flux_state(own)
-        if not blocks:
-            return built(network, _without_class(config), own, device)
+    if config["_class_name"] == ONE_WIDTH[0] and not blocks:
+        return built(network, _without_class(config), own, device)
     given = state if config["_class_name"] == UNET else own
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")

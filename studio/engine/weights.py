@@ -10,7 +10,6 @@ import torch
 from studio.engine.devices import Device
 from studio.engine.latents import denoiser
 from studio.errors import InvalidRequest
-from studio.gguf_header import GGUF
 from studio.memory import FULL, KEEPINGS, Weights
 from studio.records import ModelRef
 
@@ -22,7 +21,7 @@ def check_keeping(model: ModelRef, device: Device, keeping: Weights) -> None:
         InvalidRequest: with the way out.
     """
     way = KEEPINGS[keeping]
-    if keeping != FULL and Path(model.path).suffix.lower() == GGUF:
+    if keeping != FULL and model.quantised:
         raise InvalidRequest(
             "weights", f"weights={keeping!r} does not go with {model.title}, whose weights are GGUF's already; use full"
         )

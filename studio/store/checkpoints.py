@@ -9,7 +9,7 @@ from typing import Any
 from studio.checkpoints import Checkpoint, understand
 from studio.errors import ModelError
 from studio.families import FAMILIES
-from studio.gguf_header import GGUF, read_header
+from studio.gguf_header import GGUF, is_gguf, read_header
 from studio.parts import KINDS, shape_of
 from studio.schedulers import SCHEDULERS, noise_kind
 from studio.store.headers import PICKLES, pickle_cure, safetensors_header, safetensors_problem
@@ -95,7 +95,7 @@ def understood(path: Path, prediction: str = "") -> tuple[Checkpoint, dict[str, 
         ModelError: if it is a pickle or damaged, naming the way out.
         ValueError: if it is no model that can be used.
     """
-    if path.suffix.lower() == GGUF:
+    if is_gguf(path):
         return _understood_gguf(path, prediction)
     if path.suffix.lower() in PICKLES:
         raise ModelError(f"{path.name} is a pickle, which can run code; {pickle_cure(path)}")
@@ -112,12 +112,16 @@ def _understood_gguf(path: Path, prediction: str) -> tuple[Checkpoint, dict[str,
     except ValueError as error:
         raise ModelError(f"{path.name} {error}; copy the file again") from None
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{path.name} is GGUF, which needs the package gguf; `pip install gguf` and start Studio again")
+        raise ModelError(
+            f"{path.name} is GGUF, which needs the package gguf; `pip install gguf` and start Studio again"
+        )
     metadata = header["__metadata__"]
     try:
         return understand(_shapes(header), metadata, prediction), header
     except ValueError as error:
-        raise ModelError(f"it is GGUF of the architecture {str(metadata.get('general.architecture'))[:40]!r}: {error}") from None
+        raise ModelError(
+            f"it is GGUF of the architecture {str(metadata.get('general.architecture'))[:40]!r}: {error}"
+        ) from None
 
 
 def _shapes(header: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from studio.errors import ModelError, StudioError
 from studio.families import FAMILIES, defaults_of, detect_family, prior_of
-from studio.gguf_header import GGUF
+from studio.gguf_header import is_gguf
 from studio.parts import shape_of, vae_shape
 from studio.schedulers import SCHEDULERS, canonical, noise_kind
 from studio.settings import CLIP_WORDS
@@ -69,7 +69,7 @@ class Model:
     @property
     def quantised(self) -> bool:
         """Whether its weights stand for others, so that nothing can be taught to them or mixed with them."""
-        return self.path.suffix.lower() == GGUF
+        return is_gguf(self.path)
 
 
 def model_indexes(folder: Path) -> list[Path]:
@@ -110,7 +110,9 @@ def can_give(donor: Model, model: Model) -> bool:
 def completed(model: Model, donor: Model) -> Model:
     """Return a file's model with what the folder tells that gives what it lacks."""
     if model.denoiser:
-        return replace(model, kind=donor.kind, noise=donor.noise, shape=donor.shape, defaults=donor.defaults | model.defaults)
+        return replace(
+            model, kind=donor.kind, noise=donor.noise, shape=donor.shape, defaults=donor.defaults | model.defaults
+        )
     given = {name: donor.shape[name] for name in ("text_widths", *vae_shape({})) if name in donor.shape}
     widths = {name: value for name, value in given.items() if name == "text_widths"}
     return replace(model, shape=widths | model.shape | (given if "vae" in model.lacks else {}))
