@@ -43,6 +43,7 @@ TRANSFORMER: dict[str, Any] = {
     "rescale_tasks": frozenset(),
     "switched": {},
 }
+PROMPTLESS = {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0}
 NOISY = frozenset(name for name, one in SCHEDULERS.items() if one.noise == "diffusion")
 # Sizes are what a person chose; captions are not rewritten by packages that may or may not be installed.
 AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None}
@@ -254,7 +255,7 @@ FAMILIES: dict[str, ModelFamily] = {
         "nothing",
         channels={3: ""},
         others=frozenset({"DDIMPipeline", "ConsistencyModelPipeline"}),  # the latter of EDM's networks
-        fixed={"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "vae": None, "vae_tiling": False}},
+        fixed={"": PROMPTLESS | {"vae": None, "vae_tiling": False, "vae_slicing": False}},
         units=frozenset(),
         lora=False,
         syntax=False,

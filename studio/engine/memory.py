@@ -25,6 +25,7 @@ def too_little(device: str, request: GenerationRequest, number: int, *, quantise
     width, height = request.hires_size if request.hires_scale > 1 and not request.only_enlarges else request.canvas
     ways = [
         f"batch size 1 instead of {number}" if number > 1 else "",
+        "VAE slicing" if number > 1 and not request.vae_slicing else "",
         "VAE tiling" if not request.vae_tiling else "",
         f"Upscale by less than {request.hires_scale:g}" if request.hires_scale > 1 else "",
         f"{_half(width)} x {_half(height)}, a quarter of the pixels" if min(width, height) >= 128 else "",
