@@ -16,6 +16,11 @@ HEADER_MAX = (
 )  # bytes; a language model's vocabulary may take some, a denoiser's tensors take a few hundred thousand
 TENSORS_MAX, FIELDS_MAX, SIDES_MAX = 2**16, 2**12, 4
 DENOISER = "model.diffusion_model."
+SIDES = {
+    "pos_embed": 3,
+    "x_pad_token": 2,
+    "cap_pad_token": 2,
+}  # of tensors whose first side is 1, which writers in C leave out
 # number of a type -> its name, numbers in a block, bytes of a block
 TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -132,6 +137,7 @@ def _tensor(head: _Head) -> tuple[str, str, list[int], int, int]:
         told = ", ".join(one[0] for one in TYPES.values())
         raise ValueError(f"has weights of the type {number}, which are not read; get it in one of {told}")
     kind, block, length = TYPES[number]
+    shape = [1] * (SIDES.get(name.removeprefix(DENOISER), 0) - sides) + shape
     if not all(shape) or shape[-1] % block:
         raise ValueError(DAMAGED)
     return name, kind, shape, offset, math.prod(shape) // block * length

@@ -201,6 +201,18 @@ def test_what_no_shape_says_is_the_folders(here: Library, tmp_path: Path) -> Non
     assert library.get("files/z-image-Q8_0").defaults == here.get("z-image").defaults
 
 
+@pytest.mark.parametrize(("name", "kind"), [("sd3", "F16"), ("z-image", "Q8_0")])
+def test_a_first_side_of_one_may_be_left_out(here: Library, draw: Callable[..., Any], name: str, kind: str) -> None:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(here.get(name).path)
+    state = original.LONE[name](pipe.transformer.state_dict())
+    less = {f"model.diffusion_model.{key}": one[0] if one.shape[0] == 1 else one for key, one in state.items()}
+    assert any(one.ndim < state[key.removeprefix("model.diffusion_model.")].ndim for key, one in less.items())
+    path = original.save_gguf(less, here.folders[0] / "files" / "less.gguf", kind)
+    plain = draw(model=f"files/{name}-{kind}").pictures[0]
+    assert far(draw(model="files/less"), pixels(plain).astype(int)) <= 2  # what lost a side stays in full
+    path.unlink()
+
+
 def test_a_denoiser_of_another_size_says_what_to_get(here: Library, tmp_path: Path) -> None:
     (tmp_path / "alone.gguf").write_bytes((here.folders[0] / "files" / "z-image-Q8_0.gguf").read_bytes())
     for folders in ((tmp_path,), (tmp_path, here.folders[0])):

@@ -25,6 +25,7 @@ def load_gguf(path: Path) -> dict[str, torch.Tensor]:
     from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
     from gguf import GGMLQuantizationType
 
+    in_blocks: Any = GGUFParameter
     header = read_header(path)
     data = np.memmap(path, np.uint8, "r")
     state: dict[str, torch.Tensor] = {}
@@ -36,7 +37,7 @@ def load_gguf(path: Path) -> dict[str, torch.Tensor]:
         if kind in PLAIN:
             state[name] = raw.view(PLAIN[kind]).reshape(shape)
             continue
-        tensor: Any = GGUFParameter(raw.reshape(*shape[:-1], -1), quant_type=GGMLQuantizationType[kind])
+        tensor = in_blocks(raw.reshape(*shape[:-1], -1), quant_type=GGMLQuantizationType[kind])
         blocks = len(shape) == MATRIX and name.endswith(".weight")
         state[name] = tensor if blocks else dequantize_gguf_tensor(tensor)
     return state
