@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -199,6 +200,27 @@ def test_what_no_shape_says_is_the_folders(here: Library, tmp_path: Path) -> Non
         assert mine.defaults == folder.defaults | {"num_inference_steps": 6}
         assert (mine.kind, library.reference(mine).donor.id) == (folder.kind, name)  # type: ignore[union-attr]
     assert library.get("files/z-image-Q8_0").defaults == here.get("z-image").defaults
+
+
+def test_a_folder_need_not_have_a_denoisers_weights(
+    here: Library, draw: Callable[..., Any], engine: Any, blobs: Any, tmp_path: Path
+) -> None:
+    for name in ("flux", "z-image"):
+        shutil.copytree(here.get(name).path, tmp_path / name)
+        (weights,) = (tmp_path / name / "transformer").glob("*.safetensors")
+        weights.unlink()
+        source = here.folders[0] / "files" / f"{name}-Q8_0.gguf"
+        (tmp_path / f"{name}-Q8_0.gguf").write_bytes(source.read_bytes())
+        library = Library((tmp_path,))
+        made = drawer(engine, library, blobs)(**SMALL, model=f"{name}-Q8_0")
+        assert made.pictures == draw(model=f"files/{name}-Q8_0").pictures
+        with pytest.raises(
+            InvalidRequest, match=r"transformer has no weights .* only serve single files of its family"
+        ):
+            library.get(name)
+        (tmp_path / name / "transformer" / "model.bin").write_bytes(b"x")
+        with pytest.raises(InvalidRequest, match="lacks vae and"):
+            library.get(f"{name}-Q8_0")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sd3", "F16"), ("z-image", "Q8_0")])

@@ -18,6 +18,10 @@ from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_he
 WEIGHTS = (".safetensors", *PICKLES)
 DEPTH = 3
 PRIOR = "prior"
+PARTS_ONLY = (
+    "{part} has no weights (.safetensors), so its other parts only serve single files of its family; to draw with it, "
+    "copy the model folder again"
+)
 READS_ONLY = "it only reads prompts for {title} models, which need it beside them; choose one of them to draw with"
 
 
@@ -33,6 +37,7 @@ class Model:
         denoiser: entries of its denoiser's configuration that the model must have from which it takes the rest; {} if it needs none.
         words_known: tokenizer -> words that a file's text encoder knows.
         parts_from: the id of the model to take them from, "" for the first that fits.
+        parts_only: whether its denoiser has no weights, so that it can only give its other parts to single files.
         about: where it comes from, as `studio.yaml` says: source, revision, licence, trigger words.
         problem: why it cannot be used, in one sentence; "" if it can.
     """
@@ -58,6 +63,7 @@ class Model:
     parts_from: str = ""
     licence: str = ""
     trigger_words: tuple[str, ...] = ()
+    parts_only: bool = False
     about: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -93,7 +99,7 @@ def can_give(donor: Model, model: Model) -> bool:
     """Say whether a folder has what a file lacks, in the sizes of the file."""
     if not model.single:
         return (donor.family, donor.kind) == (model.family, PRIOR) and _embedding(donor) in (0, _embedding(model))
-    if donor.problem or donor.family != model.family:
+    if (donor.problem and not donor.parts_only) or donor.family != model.family:
         return False
     index = read_json(donor.path / "model_index.json")
     if any(not (index.get(name) or [None])[0] for name in model.lacks):
@@ -169,13 +175,15 @@ def read_model(name: str, folder: Path) -> Model:
         index = read_json(folder / "model_index.json")
         if whose := prior_of(index):
             return _prior(name, folder, index, whose)
-        denoiser = read_json(folder / ("transformer" if "transformer" in index else "unet") / "config.json")
+        part = "transformer" if "transformer" in index else "unet"
+        denoiser = read_json(folder / part / "config.json")
         detected, kind = detect_family(index, denoiser)
         family = facts.get("family", detected)
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
         check_parts(folder, index)
-        check_weights(folder, index)
+        parts_only = not any(path.suffix.lower() in WEIGHTS for path in (folder / part).iterdir())
+        check_weights(folder, {name: made for name, made in index.items() if not (parts_only and name == part)})
         schedule = read_json(folder / "scheduler" / "scheduler_config.json")
         noise = _noise(family, schedule)
         usual = canonical(schedule.get("_class_name", ""))
@@ -201,10 +209,12 @@ def read_model(name: str, folder: Path) -> Model:
             parts_from=str(facts.get("parts_from", "")),
             words=frozenset(facts.get("words", ())),
             bytes=sum(path.stat().st_size for path in folder_files(folder)),
-            dtype=_folder_dtype(folder, "transformer" if "transformer" in index else "unet"),
+            dtype=_folder_dtype(folder, part),
             licence=str(facts.get("licence", "")),
             trigger_words=tuple(facts.get("trigger_words", ())),
             about={key: facts[key] for key in sorted(TOLD & set(facts))},
+            parts_only=parts_only,
+            problem=PARTS_ONLY.format(part=part) if parts_only else "",
         )
     except StudioError as error:
         return Model(id=name, path=folder, title=name, problem=str(error))
