@@ -1,9 +1,11 @@
 """GGUF: a file of a denoiser draws what bare diffusers draws with the numbers that its blocks stand for; a bad one is refused by name."""
 
 import importlib.util
+import json
 import random
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +28,10 @@ from studio.families import FAMILIES
 from studio.gguf_header import HEADER_MAX, read_header
 from studio.memory import ROOM
 from studio.merging import merge, parse_merge
+from studio.settings import ROOT
 from studio.store.gallery import new_image_id, utc_now
 from studio.store.library import Library
+from studio.store.metadata import read_picture
 from studio.training.models import training_problem
 from tests import original, test_checkpoints, tiny
 from tests.conftest import drawer, pixels
@@ -159,6 +163,32 @@ def test_no_plan_changes_a_picture(here: Library, blobs: Any, draw: Callable[...
     assert [loaded.plan for loaded in engine.pipelines._loaded.values()] == [plan]
     assert made.pictures == draw(model="files/flux-Q4_0").pictures
     engine.unload()
+
+
+def test_a_picture_tells_both_and_is_made_again(here: Library, tmp_path: Path) -> None:
+    models = tmp_path / "data" / "models" / "checkpoints"
+    shutil.copytree(here.get("z-image").path, models / "folder")
+    shutil.copy(here.folders[0] / "files" / "z-image-Q8_0.gguf", models / "mine.gguf")
+    (tmp_path / "r.json").write_text(json.dumps(SMALL | {"model": "mine", "guidance_scale": 1.0}))
+
+    def run(*flags: Any) -> Any:
+        command = [sys.executable, "-m", "studio", "--data-dir", tmp_path / "data", "--device", "cpu", *flags]
+        return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+
+    drawn = run("generate", "--request", tmp_path / "r.json", "--out", tmp_path / "out")
+    assert drawn.returncode == 0, drawn.stderr
+    picture = Path(json.loads(drawn.stdout)["path"])
+    record = read_picture(picture).record
+    assert record
+    assert record.model.donor
+    assert (record.model.id, record.model.donor.id) == ("mine", "folder")
+    assert run("replay", picture, "--out", tmp_path / "again").stdout.strip() == "identical"
+    shutil.rmtree(models / "folder")
+    torch.manual_seed(9)
+    tiny.z_image().save_pretrained(models / "folder")
+    other = run("replay", picture, "--out", tmp_path / "other")
+    assert other.returncode == 3, other.stderr
+    assert f"rest of the model: {record.model.donor.sha256[:12]} then, " in other.stdout
 
 
 def test_what_needs_the_weights_themselves_is_refused(here: Library, draw: Callable[..., Any], tmp_path: Path) -> None:
