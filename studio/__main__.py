@@ -242,11 +242,11 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         "refiner": (record.model.refiner, model.refiner),
         "rest of the model": (record.model.donor, model.donor),
     }
-    for name, (was, here) in beside.items():
-        if was and here and was.sha256 != here.sha256:
-            lines.append(f"{name}: {was.sha256[:12]} then, {here.sha256[:12]} now")
-    then, now = record.machine.model_dump(), engine.device.machine.model_dump()
-    lines += [f"{name}: {then[name]} then, {now[name]} now" for name in then if then[name] not in ("", now[name])]
+    for name, (one, other) in beside.items():
+        if one and other and one.sha256 != other.sha256:
+            lines.append(f"{name}: {one.sha256[:12]} then, {other.sha256[:12]} now")
+    was, here = record.machine.model_dump(), engine.device.machine.model_dump()
+    lines += [f"{name}: {was[name]} then, {here[name]} now" for name in was if was[name] not in ("", here[name])]
     pixels = pixel_difference(flags.image, made)
     print("\n".join([pixels, *lines] if pixels else ["identical"]))
     return DIFFERENT if pixels else DONE
