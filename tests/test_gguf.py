@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 
 from studio.engine.devices import open_device
 from studio.engine.engine import Engine
+from studio.engine.gguf_files import load_gguf, numbers_of
 from studio.engine.latents import denoiser
 from studio.engine.places import bytes_of
 from studio.errors import InvalidRequest, ModelError
 from studio.families import FAMILIES
-from studio.gguf_header import HEADER_MAX, read_header
+from studio.gguf_header import HEADER_MAX, TYPES, read_header
 from studio.memory import ROOM
 from studio.merging import merge, parse_merge
 from studio.settings import ROOT
@@ -330,6 +331,22 @@ def test_the_header_is_what_the_package_reads(here: Library) -> None:
             start = int(tensor.data_offset)
             told = {"dtype": tensor.tensor_type.name, "shape": list(map(int, tensor.shape))[::-1]}
             assert header[tensor.name] == told | {"data_offsets": [start, start + int(tensor.n_bytes)]}
+
+
+@pytest.mark.parametrize(("kind", "block", "length"), TYPES.values())
+def test_blocks_are_the_packages_numbers(tmp_path: Path, kind: str, block: int, length: int) -> None:
+    wanted, rng = gguf.GGMLQuantizationType[kind], np.random.default_rng(1)
+    assert gguf.GGML_QUANT_SIZES[wanted] == (block, length)
+    raw = rng.integers(0, 32, (3, 2 * length), dtype=np.uint8)  # whatever it is, halves and all stay small
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "flux")
+    writer.add_tensor("a.weight", raw, raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = numbers_of(load_gguf(tmp_path / "one.gguf")["a.weight"]).float().numpy()
+    assert found.shape == (3, 2 * block)
+    assert np.allclose(found, gguf.dequantize(raw, wanted), rtol=2e-3, atol=1e-4)
 
 
 def head(tensors: int, fields: int, rest: bytes = b"", version: int = 3) -> bytes:
