@@ -238,8 +238,13 @@ def replay(settings: Settings, flags: argparse.Namespace) -> int:
         else []
     )
     lines += part_differences(record.parts, parts)
-    if record.model.refiner and model.refiner and record.model.refiner.sha256 != model.refiner.sha256:
-        lines.append(f"refiner: {record.model.refiner.sha256[:12]} then, {model.refiner.sha256[:12]} now")
+    beside = {
+        "refiner": (record.model.refiner, model.refiner),
+        "rest of the model": (record.model.donor, model.donor),
+    }
+    for name, (one, other) in beside.items():
+        if one and other and one.sha256 != other.sha256:
+            lines.append(f"{name}: {one.sha256[:12]} then, {other.sha256[:12]} now")
     was, here = record.machine.model_dump(), engine.device.machine.model_dump()
     lines += [f"{name}: {was[name]} then, {here[name]} now" for name in was if was[name] not in ("", here[name])]
     pixels = pixel_difference(flags.image, made)

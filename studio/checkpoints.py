@@ -11,7 +11,8 @@ from typing import Any
 
 from studio.families import FAMILIES
 from studio.file_kinds import instead, is_lora, precision_problem
-from studio.layouts import unet_config, vae_config, vae_names
+from studio.layouts import count, unet_config, vae_config, vae_names
+from studio.lone_denoisers import PARTS, lone_denoiser, lone_family
 
 Shapes = Mapping[str, Sequence[int]]
 DENOISER = "model.diffusion_model."
@@ -135,11 +136,12 @@ class Checkpoint:
         prediction: what the denoiser was trained to say: `epsilon`, `v_prediction`, `flow` or `edm`.
         told_by: what says so: `keys`, `metadata` or `family` (what is usual).
         layout: where its text encoders are.
-        configs: component -> its `config.json`, for the components that the file holds; `scheduler` always.
+        configs: component -> its `config.json`, for the components that the file holds; `scheduler` unless it is lacking.
         lacks: components that must come from another model of the family.
         vocabularies: tokenizer of a CLIP text encoder in the file -> how many words that knows.
         defaults: generation values that the file asks for, beyond its family's.
         prefix: of the denoiser's names, "" if they have none.
+        told: what its shapes say of the denoiser's configuration, if another model gives the rest of it and the noise schedule.
     """
 
     family: str
@@ -152,6 +154,7 @@ class Checkpoint:
     vocabularies: dict[str, int] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     prefix: str = DENOISER
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -186,8 +189,12 @@ def understand(shapes: Shapes, metadata: Mapping[str, Any], prediction: str = ""
     found = next(
         (key for key, layout in LAYOUTS.items() if all(any(n.startswith(m) for n in known) for m in layout.marks)), None
     )
-    if found is None or is_lora(shapes):
+    if is_lora(shapes) or not (found or lone_family(bare)):
         raise ValueError(instead(shapes))
+    if found is None:
+        family, config, told = lone_denoiser(bare, len(shapes) - len(bare))
+        configs = {"transformer": config}
+        return Checkpoint(family, "", "flow", "family", Layout((), ()), configs, PARTS, prefix=prefix, told=told)
     family, kind = found
     layout = LAYOUTS[found]
     denoiser, config = BUILDS[family](bare)
@@ -247,12 +254,6 @@ def _unet(family: str) -> Callable[[Shapes], tuple[str, dict[str, Any]]]:
 
 
 UNET_PARTS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
-
-
-def count(shapes: Shapes, pattern: str) -> int:
-    """Return how many numbers, from 0 on without a gap, a pattern with one group finds in the names."""
-    numbers = {int(at[1]) for name in shapes if (at := re.match(pattern, name))}
-    return next(number for number in range(len(numbers) + 1) if number not in numbers)
 
 
 def _sd3(shapes: Shapes) -> tuple[str, dict[str, Any]]:

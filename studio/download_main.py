@@ -22,7 +22,7 @@ import httpx
 import yaml
 
 from studio.errors import InvalidRequest, StudioError
-from studio.sources import CIVITAI_FOLDERS, Source, folder_name, readable, wanted_files
+from studio.sources import CIVITAI_FOLDERS, SINGLE, Source, folder_name, readable, wanted_files
 from studio.store import writer
 
 CHUNK = 2**20
@@ -42,7 +42,7 @@ class Plan:
     @property
     def name(self) -> str:
         """What the library calls it."""
-        return self.target.name.removesuffix(".safetensors")
+        return self.target.stem if self.target.suffix in SINGLE else self.target.name
 
     def told(self, folder: Path) -> dict[str, Any]:
         """Describe it for people, with the free disk where it goes."""
@@ -135,7 +135,7 @@ def put(plan: Plan, files: Path) -> None:
         {name: value for name, value in plan.about.items() if name in FACTS and value}, sort_keys=False
     )
     shutil.rmtree(files / ".cache", ignore_errors=True)
-    if plan.target.suffix == ".safetensors":
+    if plan.target.suffix in SINGLE:
         writer.write_file(plan.target.with_name(f"{plan.target.stem}.studio.yaml"), facts.encode())
         writer.move(files / next(iter(plan.files)), plan.target)
         return

@@ -53,7 +53,7 @@ WORDLESS: dict[str, Any] = {
     "rescale_tasks": frozenset(),
     "sized": True,
 }
-NO_VAE: dict[str, Any] = {"vae": None, "vae_tiling": False}
+NO_VAE: dict[str, Any] = {"vae": None, "vae_tiling": False, "vae_slicing": False}
 ON_PIXELS: dict[str, Any] = WORDLESS | {
     "module": "studio.engine.wordless",
     "channels": {3: ""},

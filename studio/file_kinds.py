@@ -19,12 +19,12 @@ OTHERS = (  # what a file is instead, by the names of its tensors; the first tha
     ),
     (r"(?:image_proj|ip_adapter)\.", "it is an IP-Adapter; put it into a folder in `models/controlnets`"),
     (r"(?:emb_params|string_to_param|clip_[lg]$)", "it is a textual inversion and no model"),
-    (r"(?:model\.diffusion_model\.)?distilled_guidance_layer\.", "it is Chroma; {folder}"),
-    (r"(?:model\.diffusion_model\.)?(?:double_stream|single_stream)_modulation", "it is Flux.2; {folder}"),
-    (r"(?:model\.diffusion_model\.)?layers\.0\.adaLN_modulation\.", "it is Z-Image; {folder}"),
+    (r"(?:model\.diffusion_model\.)?distilled_guidance_layer\.", "it is Chroma, {folder}"),
+    (r"(?:model\.diffusion_model\.)?(?:double_stream|single_stream)_modulation", "it is Flux.2, {folder}"),
+    (r"(?:model\.diffusion_model\.)?layers\.0\.adaLN_modulation\.", "it is Z-Image, {folder}"),
     (
         r"(?:model\.diffusion_model\.)?(?:cap_embedder|txtfusion|txt_in\.text_norm|transformer_blocks\.0\.img_mod)",
-        "it is of another family; {folder}",
+        "it is of another family, {folder}",
     ),
     (
         r"(?:unet\.|transformer\.)?(?:down_blocks|transformer_blocks|single_transformer_blocks)\.",
@@ -37,7 +37,7 @@ OTHERS = (  # what a file is instead, by the names of its tensors; the first tha
     (r"(?:text_model|encoder\.block|embeddings|shared)\.", "it is a text encoder and no whole model"),
     (r"(?:first_stage_model\.|vae\.)?(?:encoder|decoder)\.", "it is a VAE; put it into `models/vae`"),
 )
-FOLDER = "as a single file it is not supported yet, so get it in diffusers' folder format"
+FOLDER = "but its layout is not read as a single file, so get it in diffusers' folder format"
 
 
 def precision_problem(names: Iterable[str]) -> str:
@@ -57,4 +57,7 @@ def instead(names: Iterable[str]) -> str:
     for pattern, reason in OTHERS:
         if any(re.match(pattern, name) for name in names):
             return reason.format(folder=FOLDER)
-    return "it is no model that Studio knows; single files can be Stable Diffusion 1.x, 2.x, XL, 3 or Flux.1"
+    return (
+        "it is no model that Studio knows; single files can be Stable Diffusion 1.x, 2.x, XL, 3, Flux.1, or the denoisers of Chroma, "
+        "Flux.2 klein, Qwen-Image and Z-Image"
+    )

@@ -37,6 +37,12 @@ VAE_NAME = re.compile(
 )
 
 
+def count(shapes: Shapes, pattern: str) -> int:
+    """Return how many numbers, from 0 on without a gap, a pattern with one group finds in the names."""
+    numbers = {int(at[1]) for name in shapes if (at := re.match(pattern, name))}
+    return next(number for number in range(len(numbers) + 1) if number not in numbers)
+
+
 def renamed(name: str, rules: Rules) -> str:
     """Return a tensor's name after all rules, in their order."""
     for pattern, replacement in rules:

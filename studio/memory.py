@@ -57,6 +57,9 @@ ATTENTION: Any = control(
 VAE_TILING: Any = control(
     "VAE tiling", "memory", "Decode in tiles: large pictures need less memory; it changes them a little."
 )
+VAE_SLICING: Any = control(
+    "VAE slicing", "memory", "Decode a batch one picture at a time, which needs less memory; changes the last bits."
+)
 assert tuple(KEEPINGS) == get_args(Weights)
 
 

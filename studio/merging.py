@@ -191,6 +191,10 @@ def _source(name: str, place: int, library: Library, near: Path | None) -> Sourc
             raise InvalidRequest(field, f"{field}: {path.name} {problem}; copy the file again")
         return Source(path.stem, path, writer.file_sha256(path), None)
     model = library.get(name, field)
+    if model.quantised:
+        raise InvalidRequest(
+            field, f"{field}={name!r} is GGUF, which is not merged; choose the safetensors file or the folder"
+        )
     return Source(model.id, model.path, library.reference(model).sha256, model)
 
 

@@ -18,7 +18,7 @@ def add_download_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `download`."""
     parser.add_argument("source", help="owner/name on the Hub, or an address on huggingface.co or civitai.com")
     parser.add_argument("--revision", default="", help="branch, tag or commit (default main); the commit is recorded")
-    parser.add_argument("--file", default="", help="the one .safetensors file that is wanted")
+    parser.add_argument("--file", default="", help="the one .safetensors or .gguf file that is wanted")
     parser.add_argument("--plan", action="store_true", help="only say how large it is, and how much disk is free")
     parser.add_argument("--json", action="store_true")
 

@@ -1,6 +1,7 @@
 """What is known of work once every name is resolved: the model as it was, the job, the machine, the finished picture."""
 
 from studio.fields import Frozen
+from studio.gguf_header import is_gguf
 from studio.loras import LoraSpec
 from studio.spec import GenerationRequest
 
@@ -37,6 +38,11 @@ class ModelRef(Frozen):
     def weights(self) -> str:
         """What tells this model's weights from any other's."""
         return " ".join([self.sha256, self.prediction, self.donor.sha256 if self.donor else ""]).rstrip()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it is a GGUF file, whose weights are kept as they are."""
+        return is_gguf(self.path)
 
 
 class PartRef(Frozen):

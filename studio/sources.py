@@ -10,6 +10,7 @@ from studio.fields import Frozen
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[\w./-]{1,100}")
+SINGLE = (".safetensors", ".gguf")  # a whole model, or its denoiser; of a repository with both the former
 SMALL = (".json", ".txt", ".model", ".jinja")
 UNUSED_PARTS = frozenset({"safety_checker", "feature_extractor_safety", "image_encoder_onnx"})
 CIVITAI_FOLDERS = {
@@ -94,10 +95,13 @@ def wanted_files(sizes: Mapping[str, int], file: str = "") -> dict[str, int]:
         InvalidRequest: if it holds no model that could be used, or several.
     """
     inside = {name: size for name, size in sizes.items() if is_inside(name)}
-    single = {name: size for name, size in inside.items() if name.endswith(".safetensors") and "/" not in name}
+    top = [{name: inside[name] for name in inside if name.endswith(end) and "/" not in name} for end in SINGLE]
+    single = next(filter(None, top), {})
     if file:
-        if file not in inside or not file.endswith(".safetensors"):
-            raise InvalidRequest("file", f"file={file!r} is no .safetensors file there; there is: {_listed(single)}")
+        if file not in inside or not file.endswith(SINGLE):
+            raise InvalidRequest(
+                "file", f"file={file!r} is no .safetensors or .gguf file there; there is: {_listed(single)}"
+            )
         return {file: inside[file]}
     if "model_index.json" in inside:
         return _folder_files(inside)
@@ -109,7 +113,7 @@ def wanted_files(sizes: Mapping[str, int], file: str = "") -> dict[str, int]:
     what = (
         "only pickles, which can run code"
         if pickles
-        else "no model in diffusers' folder format and no .safetensors file"
+        else "no model in diffusers' folder format, no .safetensors and no .gguf file"
     )
     raise InvalidRequest("source", f"the repository holds {what}; choose another one")
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from studio.errors import InvalidRequest, first_problem
 from studio.fields import SIZE_STEP, Frozen, control, extension, least_strength
 from studio.loras import LoraSpec, loras_problem
-from studio.memory import ATTENTION, VAE_TILING, WEIGHTS, Attention, Weights
+from studio.memory import ATTENTION, VAE_SLICING, VAE_TILING, WEIGHTS, Attention, Weights
 from studio.schedulers import SCHEDULERS, Sigmas, canonical, scheduler_problem
 from studio.styles import STYLES_MAX, StyleName
 from studio.units import ControlSpec, IPAdapterSpec, T2IAdapterSpec, units_problem
@@ -28,11 +28,7 @@ WITHOUT_IMAGE = ("variation_strength", "hires_scale")  # what an image has no pl
 
 ResizeMode = Literal["stretch", "crop", "fill"]
 MaskedContent = Literal["original", "fill", "latent noise", "latent nothing"]
-RESIZE_LABELS: dict[ResizeMode, str] = {
-    "stretch": "Just resize",
-    "crop": "Crop and resize",
-    "fill": "Resize and fill",
-}
+RESIZE_LABELS: dict[ResizeMode, str] = {"stretch": "Just resize", "crop": "Crop and resize", "fill": "Resize and fill"}
 
 
 class GenerationRequest(Frozen):
@@ -261,6 +257,7 @@ class GenerationRequest(Frozen):
         control("SD VAE", "more", "Turns latents into colours; Automatic is the model's usual one.", max_length=300),
     ] = None
     vae_tiling: Annotated[bool, VAE_TILING] = False
+    vae_slicing: Annotated[bool, VAE_SLICING] = False
     weights: Annotated[Weights, WEIGHTS] = "full"
     attention: Annotated[Attention, ATTENTION] = "automatic"
 

@@ -147,8 +147,14 @@ def sd3_to_original(state: State, prefix: str = "model.diffusion_model.") -> Sta
     return {prefix + name: tensor for name, tensor in made.items()}
 
 
+def approximator(name: str) -> str:
+    """Return a name of Chroma's guidance network as it was published."""
+    name = re.sub(r"\.norms\.(\d+)\.weight$", r".norms.\1.scale", name)
+    return name.replace(".linear_1.", ".in_layer.").replace(".linear_2.", ".out_layer.")
+
+
 def flux_to_original(state: State, prefix: str = "") -> State:
-    """Write FluxTransformer2DModel's weights under Black Forest Labs' names."""
+    """Write FluxTransformer2DModel's or ChromaTransformer2DModel's weights under Black Forest Labs' names."""
     made: State = {}
     plain = {
         "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1", "txt_in": "context_embedder", "img_in": "x_embedder",
@@ -167,7 +173,9 @@ def flux_to_original(state: State, prefix: str = "") -> State:
         at = re.match(r"(single_)?transformer_blocks\.(\d+)\.(.*)\.(weight|bias)", name)
         if not at:
             stem, _, end = name.rpartition(".")
-            if stem == "norm_out.linear":
+            if stem.startswith("distilled_guidance_layer."):
+                made[approximator(name)] = tensor
+            elif stem == "norm_out.linear":
                 made[f"final_layer.adaLN_modulation.1.{end}"] = swapped(tensor)
             else:
                 made[f"{next(new for new, old in plain.items() if old == stem)}.{end}"] = tensor
@@ -192,6 +200,74 @@ def flux_to_original(state: State, prefix: str = "") -> State:
             own = tuple(f"{ours}attn.add_{letter}_proj" for letter in "qkv")
             made[f"{theirs}txt_attn.qkv.{end}"] = joined(state, own, end)
     return {prefix + name: tensor for name, tensor in made.items()}
+
+
+FLUX2 = (
+    (r"^x_embedder\.", "img_in."), (r"^context_embedder\.", "txt_in."), (r"^proj_out\.", "final_layer.linear."),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_1\.", "time_in.in_layer."),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_2\.", "time_in.out_layer."),
+    (r"^(double_stream_modulation_\w+|single_stream_modulation)\.linear\.", r"\1.lin."),
+    (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+    (r"^single_transformer_blocks\.", "single_blocks."), (r"^transformer_blocks\.", "double_blocks."),
+    (r"\.attn\.to_qkv_mlp_proj\.", ".linear1."), (r"\.attn\.to_out\.weight", ".linear2.weight"),
+    (r"^(single_blocks\.\d+)\.attn\.norm_(q|k)\.weight", r"\1.norm.\2_norm.scale"),
+    (r"\.attn\.norm_added_(q|k)\.weight", r".txt_attn.norm.\1_norm.scale"), (r"\.attn\.norm_(q|k)\.weight", r".img_attn.norm.\1_norm.scale"),
+    (r"\.q_norm\.scale", ".query_norm.scale"), (r"\.k_norm\.scale", ".key_norm.scale"),
+    (r"\.attn\.to_out\.0\.", ".img_attn.proj."), (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+    (r"\.ff_context\.linear_in\.", ".txt_mlp.0."), (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+    (r"\.ff\.linear_in\.", ".img_mlp.0."), (r"\.ff\.linear_out\.", ".img_mlp.2."),
+)  # fmt: skip
+Z_IMAGE = (
+    (r"^all_final_layer\.2-1\.", "final_layer."), (r"^all_x_embedder\.2-1\.", "x_embedder."), (r"\.to_out\.0\.", ".out."),
+    (r"\.attention\.norm_(q|k)\.", r".attention.\1_norm."),
+)  # fmt: skip
+
+
+def fused(state: State, first: str, others: tuple[str, str], new: str) -> State:
+    """Join three matrices into one wherever the first of them is found."""
+    made: State = {}
+    for name, tensor in state.items():
+        if first in name:
+            parts = [tensor, *(state[name.replace(first, other)] for other in others)]
+            made[name.replace(first, new)] = torch.cat(parts)
+        elif not any(other in name for other in others):
+            made[name] = tensor
+    return made
+
+
+def by_rules(state: State, rules: tuple[tuple[str, str], ...]) -> State:
+    made: State = {}
+    for name, tensor in state.items():
+        new = name
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        made[new] = tensor
+    return made
+
+
+def flux2_to_original(state: State) -> State:
+    """Write Flux2Transformer2DModel's weights under Black Forest Labs' names."""
+    joint = fused(state, ".attn.to_q.", (".attn.to_k.", ".attn.to_v."), ".img_attn.qkv.")
+    added = (".attn.add_k_proj.", ".attn.add_v_proj.")
+    made = by_rules(fused(joint, ".attn.add_q_proj.", added, ".txt_attn.qkv."), FLUX2)
+    name = "final_layer.adaLN_modulation.1.weight"
+    return made | {name: swapped(made[name])}
+
+
+def z_image_to_original(state: State) -> State:
+    """Write ZImageTransformer2DModel's weights under Tongyi's names."""
+    others = (".attention.to_k.", ".attention.to_v.")
+    return by_rules(fused(state, ".attention.to_q.", others, ".attention.qkv."), Z_IMAGE)
+
+
+LONE: dict[str, Callable[[State], State]] = {
+    "sd3": lambda state: sd3_to_original(state, ""),
+    "flux": flux_to_original,
+    "chroma": flux_to_original,
+    "flux2-klein": flux2_to_original,
+    "z-image": z_image_to_original,
+    "qwen-image": lambda state: state,
+}
 
 
 def sd1_file(pipe: Any) -> State:
@@ -247,4 +323,22 @@ def save(state: State, path: Path, **metadata: str) -> Path:
     """Write a checkpoint; every tensor gets memory of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path, metadata or None)
+    return path
+
+
+def save_gguf(state: State, path: Path, kind: str = "Q8_0", architecture: str = "flux") -> Path:
+    """Write a denoiser with the package gguf, as converters do: matrices in blocks where they divide, small tensors in full."""
+    import gguf
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer, wanted = gguf.GGUFWriter(path, architecture), gguf.GGMLQuantizationType[kind]
+    for name, tensor in state.items():
+        numbers = tensor.float().contiguous().numpy()
+        blocks = tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0
+        one = wanted if blocks else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quantize(numbers, one), raw_dtype=one)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path

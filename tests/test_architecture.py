@@ -60,6 +60,8 @@ PURE = {
     "upscalers",
     "layouts",
     "checkpoints",
+    "gguf_header",
+    "lone_denoisers",
     "recommended",
     "sources",
     "file_kinds",

@@ -353,7 +353,7 @@ WRONG: dict[str, tuple[str, Callable[[State], State], str]] = {
     "a ControlNet": ("sd1", lambda s: {"control_model.time_embed.0.weight": ONE}, "it is a ControlNet"),
     "an embedding": ("sd1", lambda s: {"emb_params": ONE}, "it is a textual inversion"),
     "a folder's part": ("sd1", lambda s: {"down_blocks.0.resnets.0.conv1.weight": ONE}, "one part of a diffusers folder"),
-    "Z-Image": ("sd1", lambda s: {"layers.0.adaLN_modulation.0.weight": ONE}, "it is Z-Image; as a single file it is not"),
+    "Z-Image": ("sd1", lambda s: {"layers.0.adaLN_modulation.0.weight": ONE}, "it is Z-Image, but its layout is not read"),
     "Chroma": ("sd1", lambda s: {"distilled_guidance_layer.in_proj.bias": ONE, "double_blocks.0.x": ONE}, "it is Chroma"),
     "something else": ("sd1", lambda s: {"conv.weight": ONE}, "it is no model that Studio knows; single files can be "),
     "scaled fp8": ("flux", with_keys(model__diffusion_model__img_in__scale_weight=ONE), "its weights are scaled fp8"),

@@ -147,7 +147,7 @@ def test_a_gated_model_wants_a_token_and_takes_a_pasted_one(hub: Hub, downloads:
         (Source(site="hub", name="anna/shapes-v1.5", revision="v9"), "anna/shapes-v1.5 has no such revision"),
         (
             Source(site="hub", name="anna/shapes-v1.5", file="x.safetensors"),
-            "is no .safetensors file there; there is: shapes",
+            "is no .safetensors or .gguf file there; there is: shapes",
         ),
         (Source(site="hub", name="anna/pickles"), "holds only pickles, which can run code"),
         (
@@ -270,6 +270,18 @@ def test_only_weights_and_their_descriptions_are_wanted() -> None:
         "model_index.json",
         "unet/a.fp16.safetensors",
     }
+
+
+def test_a_denoiser_in_gguf_is_one_file(hub: Hub, downloads: Downloads) -> None:
+    hub.repos["anna/blocks"] = {"a-Q4_0.gguf": b"GGUF", "a-Q8_0.gguf": b"GGUF", "README.md": b"x"}
+    with pytest.raises(InvalidRequest, match=r"choose one of them as file: a-Q4_0\.gguf, a-Q8_0"):
+        downloads.plan(parse_source("anna/blocks"))
+    answer = fetch(downloads, parse_source("anna/blocks", file="a-Q8_0.gguf"))
+    target = downloads._models / "checkpoints" / "a-Q8_0.gguf"
+    assert (answer["path"], answer["name"]) == (str(target), "a-Q8_0")
+    assert target.read_bytes() == b"GGUF"
+    assert "source: anna/blocks" in target.with_name("a-Q8_0.studio.yaml").read_text()
+    assert list(wanted_files({"a.gguf": 1, "a.safetensors": 1})) == ["a.safetensors"]
 
 
 def test_the_command_downloads_and_lists(hub: Hub, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ ON = {
     "negative_prompt": "green",
     "vae": "other",
     "vae_tiling": True,
+    "vae_slicing": True,
     "guidance_scale": 4.0,
     "loras": [{"name": "one"}],
     "strength": 0.5,

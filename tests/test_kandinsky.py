@@ -246,6 +246,8 @@ def test_a_form_gives_what_can_have_one_value_only() -> None:
 def test_its_autoencoder_is_its_own(make: Draw, models: Library, blobs: BlobStore, engine: Any) -> None:
     with pytest.raises(InvalidRequest, match="cannot work in tiles"):
         make(vae_tiling=True)
+    with pytest.raises(InvalidRequest, match="cannot work one picture at a time; switch VAE slicing off"):
+        make(vae_slicing=True)
     call = VaeCheckCall(image=blobs.add(png(PICTURE), "image"), model=models.reference(models.get("hub/decoder")))
     for kept in (engine.pipelines, PipelineManager(engine.device)):  # one loads it alone
         kept.vae(call.model)

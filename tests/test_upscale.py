@@ -177,6 +177,20 @@ def test_tiles_of_the_vae_are_a_setting_that_is_put_back(draw: Draw, engine: Any
     assert draw(**values).pictures == plain
 
 
+def test_a_batch_decoded_one_by_one_is_a_setting_that_is_put_back(draw: Draw) -> None:
+    values: dict[str, Any] = {"prompt": PROMPT, "seed": 4, "num_inference_steps": 1, "width": 256, "height": 256}
+    values |= {"num_images_per_prompt": 2, "batch_size": 2}
+    plain = draw(**values).pictures
+    sliced = draw(**values, vae_slicing=True)
+    assert sliced.pictures != plain, "if they are equal, it can be chosen for everyone"
+    for one, two in zip(sliced.pictures, plain, strict=True):
+        assert np.abs(pixels(one).astype(int) - pixels(two)).max() <= 1
+    assert sliced.records[0].request.vae_slicing
+    assert draw(**values).pictures == plain
+    alone = values | {"num_images_per_prompt": 1, "batch_size": 1}
+    assert draw(**alone, vae_slicing=True).pictures == draw(**alone).pictures
+
+
 def test_what_cannot_be_enlarged_is_told_in_one_sentence(library: Library, upscalers: Path, blobs: Any) -> None:
     large = {"image": "x", "strength": 0, "hires_scale": 4, "hires_upscaler": "lanczos"}
     assert "only while a model draws" in refused(**large | {"hires_upscaler": "latent"})

@@ -92,14 +92,6 @@ def test_what_is_not_installed_or_not_possible_here_is_refused(draw: Draw, libra
     assert json.loads(parse_request({}).model_dump_json())["weights"] == "full"
 
 
-def test_a_gguf_file_is_listed_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "flux1-dev-Q4_K_S.gguf").write_bytes(b"GGUF" + bytes(60))
-    (found,) = Library((tmp_path,)).models()
-    assert found.problem.startswith(
-        "flux1-dev-Q4_K_S.gguf is GGUF, which is not read; get the model's diffusers folder"
-    )
-
-
 @pytest.mark.parametrize("kind", ["loha", "dora"])
 def test_other_kinds_of_lora_say_the_same_to_less(engine: Any, blobs: BlobStore, kind: str, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from studio.engine.deltas import FORMULAS, delta_of
 from studio.engine.devices import Device
+from studio.engine.gguf_files import numbers_of
 from studio.engine.lora_names import State, diffusers_names, layers_in, peft_key, places_of, with_alpha
 from studio.errors import ModelError
 
@@ -46,7 +47,7 @@ class Additions(list[Addition]):
 def added(module: Any, args: Any, output: torch.Tensor, *, addition: Addition, strength: float) -> torch.Tensor:
     """Return a layer's output and what an adapter adds to it."""
     if addition.parts:
-        delta = (strength * delta_of(addition.parts, module.weight.to(output.device))).to(output.dtype)
+        delta = (strength * delta_of(addition.parts, numbers_of(module.weight).to(output.device))).to(output.dtype)
         if isinstance(module, torch.nn.Conv2d):
             more = functional.conv2d(
                 args[0], delta, None, module.stride, module.padding, module.dilation, module.groups
@@ -107,7 +108,7 @@ def read_additions(
         place = places[layer]
         parts = with_alpha(layers[layer], f"{place[0]}.{place[1]}", told)
         bias = parts.pop("diff_b", None)
-        check_parts(parts, modules[place].weight, f"{place[0]}.{place[1]}", name)
+        check_parts(parts, numbers_of(modules[place].weight), f"{place[0]}.{place[1]}", name)
         here = {part: one.to(device.place, torch.float32) for part, one in parts.items()}
         made.append(Addition(*place, modules[place], here, None if bias is None else bias.to(device.place)))
     return made

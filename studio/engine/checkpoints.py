@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from studio.checkpoints import T5, UNET, VAE_PREFIX, Checkpoint, TextEncoder, understand
 from studio.engine.devices import Device
+from studio.engine.gguf_files import load_gguf, quantising
 from studio.engine.single_files import built, vae_state
 from studio.families import FAMILIES
+from studio.gguf_header import is_gguf, read_header
 from studio.records import ModelRef
 from studio.settings import CLIP_VOCABULARY, CLIP_WORDS
 
@@ -58,7 +60,11 @@ FLUX_BLOCKS = (  # Flux.1's own names, but for those that are split
     (r"\.linear2\.", ".proj_out."),
     (r"(norm_(?:added_)?)query\.", r"\1q."),
     (r"(norm_(?:added_)?)key\.", r"\1k."),
+    (r"^(distilled_guidance_layer\.layers\.\d+)\.in_layer\.", r"\1.linear_1."),  # Chroma, which is built like it
+    (r"^(distilled_guidance_layer\.layers\.\d+)\.out_layer\.", r"\1.linear_2."),
+    (r"^(distilled_guidance_layer\.norms\.\d+)\.scale$", r"\1.weight"),
 )
+ONE_WIDTH = ("FluxTransformer2DModel", "ChromaTransformer2DModel")  # the only one that diffusers' conversion knows
 FLUX_SPLIT = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -73,8 +79,9 @@ def load_checkpoint(model: ModelRef, pipeline_class: Any, device: Device) -> Any
         ValueError: if the file does not hold exactly what such a model has.
     """
     found = look_at(Path(model.path), model.prediction)
-    state = load_file(model.path)
-    parts: dict[str, Any] = {found.denoiser: _denoiser(found, state, device)}
+    state = load_gguf(Path(model.path)) if model.quantised else load_file(model.path)
+    config = _donor_json(model.donor, f"{found.denoiser}/config.json") if found.told else found.configs[found.denoiser]
+    parts: dict[str, Any] = {found.denoiser: _denoiser(found.prefix, config, state, device, blocks=model.quantised)}
     if "vae" in found.configs:
         prefix = next(one for one in VAE_PREFIX if any(name.startswith(one) for name in state))
         own = vae_state({name: tensor for name, tensor in state.items() if name.startswith(prefix)})
@@ -85,11 +92,14 @@ def load_checkpoint(model: ModelRef, pipeline_class: Any, device: Device) -> Any
         if encoder.tokenizer not in found.lacks:
             words = found.vocabularies[encoder.tokenizer]
             parts[encoder.tokenizer] = _tokenizer(encoder, words, model.donor)
-    scheduler = dict(found.configs["scheduler"])
-    parts["scheduler"] = diffusers_class(scheduler.pop("_class_name")).from_config(scheduler)
+    if "scheduler" in found.configs:
+        scheduler = dict(found.configs["scheduler"])
+        parts["scheduler"] = diffusers_class(scheduler.pop("_class_name")).from_config(scheduler)
     for name in found.lacks:
         parts[name] = _from_donor(name, model.donor, device)
-    options = FAMILIES[model.family].load_options | found.options
+    told = _donor_json(model.donor, "model_index.json") if found.told else {}
+    flags = {name: value for name, value in told.items() if not isinstance(value, list)}
+    options = flags | FAMILIES[model.family].load_options | found.options
     wanted = inspect.signature(pipeline_class.__init__).parameters
     absent = [name for name, one in wanted.items() if one.default is one.empty and name not in ("self", *parts)]
     known = {name: value for name, value in options.items() if name in wanted}
@@ -98,6 +108,10 @@ def load_checkpoint(model: ModelRef, pipeline_class: Any, device: Device) -> Any
 
 def look_at(path: Path, prediction: str = "") -> Checkpoint:
     """Return what a file is, from its header."""
+    if is_gguf(path):
+        header = read_header(path)
+        metadata = header.pop("__metadata__")
+        return understand({name: one["shape"] for name, one in header.items()}, metadata, prediction)
     with safe_open(path, "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
         step = int(file.get_tensor("global_step")) if "global_step" in shapes else 0
@@ -108,27 +122,38 @@ def diffusers_class(name: str) -> Any:
     return getattr(importlib.import_module("diffusers"), name)
 
 
-def _denoiser(found: Checkpoint, state: State, device: Device) -> Any:
-    config = found.configs[found.denoiser]
+def _denoiser(prefix: str, config: dict[str, Any], state: State, device: Device, *, blocks: bool) -> Any:
+    """Build the network that draws around its weights, which must be exactly those of the network.
+
+    Args:
+        prefix: of its names in the file.
+        config: its `config.json`.
+        state: the file's tensors.
+        device: to put it on.
+        blocks: whether they are GGUF's.
+    """
     network = diffusers_class(config["_class_name"])
-    own = {name.removeprefix(found.prefix): tensor for name, tensor in state.items() if name.startswith(found.prefix)}
-    if config["_class_name"] == "FluxTransformer2DModel":  # diffusers' conversion knows one width only
-        return built(network, _without_class(config), flux_state(own), device)
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if config["_class_name"] in ONE_WIDTH:
+        own = flux_state(own)
+    if config["_class_name"] == ONE_WIDTH[0] and not blocks:
+        return built(network, _without_class(config), own, device)
     given = state if config["_class_name"] == UNET else own
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        made = network.from_single_file(dict(given), config=folder, dtype=device.dtype, local_files_only=True)
+        told = quantising(device) if blocks else {}
+        made = network.from_single_file(dict(given), config=folder, dtype=device.dtype, local_files_only=True, **told)
     if missing := next((name for name, weight in made.named_parameters() if weight.is_meta), None):
         raise ValueError(f"{missing} is not in the file")  # diffusers passes over what it does not find
     return made.to(device.place).eval().requires_grad_(False)
 
 
 def _without_class(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "_class_name"}
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def flux_state(own: State) -> State:
-    """Return Flux.1's weights under diffusers' names."""
+    """Return Flux.1's or Chroma's weights under diffusers' names."""
     made: State = {}
     for name, tensor in own.items():
         block = next((one for one in FLUX_SPLIT if f".{one}." in name), None)
@@ -141,9 +166,10 @@ def flux_state(own: State) -> State:
         else:
             split = {name: tensor}
         made |= {_renamed(one, FLUX_BLOCKS): piece for one, piece in split.items()}
-    for end in ("weight", "bias"):  # diffusers has scale and shift the other way round
-        shift, scale = made[f"norm_out.linear.{end}"].chunk(2)
-        made[f"norm_out.linear.{end}"] = torch.cat([scale, shift])
+    for name in ("norm_out.linear.weight", "norm_out.linear.bias"):  # diffusers has scale and shift the other way round
+        if name in made:  # Chroma has none
+            shift, scale = made[name].chunk(2)
+            made[name] = torch.cat([scale, shift])
     return made
 
 
@@ -222,12 +248,17 @@ def _from_donor(name: str, donor: ModelRef | None, device: Device) -> Any:
     """Load a component of a diffusers folder."""
     if donor is None:
         raise ValueError(f"it lacks {name}, and no other model of its family is there to take it from")
-    index = json.loads((Path(donor.path) / "model_index.json").read_text(encoding="utf-8"))
-    library, class_name = index[name]
+    library, class_name = _donor_json(donor, "model_index.json")[name]
     loader = getattr(importlib.import_module(library), class_name)
-    if name.startswith("tokenizer"):
+    if name.startswith(("tokenizer", "scheduler")):
         return loader.from_pretrained(donor.path, subfolder=name, local_files_only=True)
     made = loader.from_pretrained(
         donor.path, subfolder=name, dtype=device.dtype, local_files_only=True, use_safetensors=True
     )
     return made.to(device.place).eval().requires_grad_(False)
+
+
+def _donor_json(donor: ModelRef | None, name: str) -> dict[str, Any]:
+    if donor is None:
+        raise ValueError("no other model of its family is there to take the rest from")
+    return json.loads((Path(donor.path) / name).read_text(encoding="utf-8"))

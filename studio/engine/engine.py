@@ -265,7 +265,8 @@ class Engine:
                 let_go(error)
                 if last:
                     self.pipelines.collect()
-                    raise DeviceError(too_little(self.device.title, request, len(seeds))) from error
+                    told = too_little(self.device.title, request, len(seeds), quantised=job.model.quantised)
+                    raise DeviceError(told) from error
             self.parts.unload()  # what earlier jobs left may be what takes the room
             self.pipelines.shrink(job.model, request.weights)
         return start.finish(to_pixels(made)), tuple(dict.fromkeys([*start.notes, *notes]))

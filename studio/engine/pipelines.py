@@ -30,6 +30,7 @@ from studio.spec import GenerationRequest
 logger = logging.getLogger(__name__)
 
 LEARNED = ("learned", "learned_range")
+VAE_WAYS = {"tiling": "in tiles", "slicing": "one picture at a time"}
 KEPT = 2  # models that stay in memory; a small second one makes comparing two cheap
 
 
@@ -93,15 +94,15 @@ class PipelineManager:
             pixels = FAMILIES[model.family].pixels
             pipe.scheduler = build_scheduler(saved.config, request, seeds, pixels=pixels)
             pipe.vae = vae(own) if vae else own
-            if request.vae_tiling:
-                tile_vae(pipe, model)
+            split_vae(pipe, request, model)
             yield pipe
         finally:
             pipe.scheduler = saved
             if processors is not None:  # the pipeline puts them back itself, unless it is interrupted
                 network.set_attn_processor(processors)
-            if getattr(pipe.vae, "use_tiling", False):
-                pipe.vae.disable_tiling()
+            for way in VAE_WAYS:
+                if getattr(pipe.vae, f"use_{way}", False):
+                    getattr(pipe.vae, f"disable_{way}")()
             pipe.vae = own
 
     def warm(self, model: ModelRef) -> None:
@@ -248,10 +249,11 @@ def load_pipeline(model: ModelRef, device: Device, keeping: Weights = FULL) -> A
     single = Path(model.path).is_file()
     try:
         if single:
-            return kept(load_checkpoint(model, pipeline_class, device), keeping, device)
-        options = FAMILIES[model.family].load_options | loading(pipeline_class, device, keeping)
-        pipe = _from_folder(pipeline_class, model, device, **options, **_prior(model, device))
-        pipe.to(device.place)
+            pipe = load_checkpoint(model, pipeline_class, device)
+        else:
+            options = FAMILIES[model.family].load_options | loading(pipeline_class, device, keeping)
+            pipe = _from_folder(pipeline_class, model, device, **options, **_prior(model, device))
+            pipe.to(device.place)
         denoiser(pipe).register_to_config(**FAMILIES[model.family].denoiser_config)
     except torch.OutOfMemoryError:
         raise
@@ -334,15 +336,20 @@ def rebuilt(pipe: Any, **components: Any) -> Any:
     return type(pipe)(**(pipe.components | components), **options)
 
 
-def tile_vae(pipe: Any, model: ModelRef) -> None:
-    """Let a pipeline's VAE, which all tasks of the model share, work in tiles.
+def split_vae(pipe: Any, request: GenerationRequest, model: ModelRef) -> None:
+    """Let a pipeline's VAE, which all tasks of the model share, work in parts, as a request says.
+
+    Neither is chosen for anyone: a batch decoded one by one has other last bits than one decoded at once, as tiles have other seams.
 
     Raises:
         InvalidRequest: if it cannot.
     """
-    if not hasattr(pipe.vae, "use_tiling"):
-        raise InvalidRequest("vae_tiling", f"the VAE of {model.title} cannot work in tiles; switch VAE tiling off")
-    pipe.vae.enable_tiling()
+    for way, told in VAE_WAYS.items():
+        if not getattr(request, f"vae_{way}"):
+            continue
+        if not hasattr(pipe.vae, f"use_{way}"):
+            raise InvalidRequest(f"vae_{way}", f"the VAE of {model.title} cannot work {told}; switch VAE {way} off")
+        getattr(pipe.vae, f"enable_{way}")()
 
 
 def quiet_libraries() -> None:

@@ -10,7 +10,7 @@ import torch
 from studio.engine.devices import Device
 from studio.engine.latents import denoiser
 from studio.errors import InvalidRequest
-from studio.memory import KEEPINGS, Weights
+from studio.memory import FULL, KEEPINGS, Weights
 from studio.records import ModelRef
 
 
@@ -21,6 +21,10 @@ def check_keeping(model: ModelRef, device: Device, keeping: Weights) -> None:
         InvalidRequest: with the way out.
     """
     way = KEEPINGS[keeping]
+    if keeping != FULL and model.quantised:
+        raise InvalidRequest(
+            "weights", f"weights={keeping!r} does not go with {model.title}, whose weights are GGUF's already; use full"
+        )
     if way.cuda and device.place.type != "cuda":
         raise InvalidRequest(
             "weights", f"weights={keeping!r} needs a CUDA device, not {device.title}; use float8 or full"

@@ -1,5 +1,6 @@
 """Models in single files: found by their ending, judged by their content. Reads headers only, no torch."""
 
+import importlib.util
 import struct
 from collections import Counter
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 from studio.checkpoints import Checkpoint, understand
 from studio.errors import ModelError
 from studio.families import FAMILIES
+from studio.gguf_header import GGUF, is_gguf, read_header
 from studio.parts import KINDS, shape_of
 from studio.schedulers import SCHEDULERS, noise_kind
 from studio.store.headers import PICKLES, pickle_cure, safetensors_header, safetensors_problem
 
-GGUF = ".gguf"
 ENDINGS = (".safetensors", ".ckpt", GGUF)
 DEPTH = 3
 OTHER_FOLDERS = frozenset(  # of other tools, which hold no models
@@ -54,9 +55,9 @@ def read_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     family = facts.get("family", found.family)
     if family != found.family:
         raise ModelError(f"its studio.yaml says family={family!r}, but its weights are {FAMILIES[found.family].title}")
-    noise = noise_kind(found.configs["scheduler"]["_class_name"])
-    usual = FAMILIES[family].defaults
-    if SCHEDULERS[usual["scheduler"]].noise != noise:
+    noise = FAMILIES[family].noise if found.told else noise_kind(found.configs["scheduler"]["_class_name"])
+    usual = {} if found.told else FAMILIES[family].defaults  # those of the model that gives the rest
+    if usual and SCHEDULERS[usual["scheduler"]].noise != noise:
         usual = usual | {"scheduler": next(name for name, one in SCHEDULERS.items() if one.noise == noise)}
     metadata = header.get("__metadata__", {})
     return {
@@ -65,7 +66,10 @@ def read_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "noise": noise,
         "prediction": found.prediction,
         "told_by": found.told_by,
-        "shape": shape_of(found.configs[found.denoiser], found.configs.get("vae", {})) | _text_shape(found, family),
+        "shape": {}
+        if found.told
+        else shape_of(found.configs[found.denoiser], found.configs.get("vae", {})) | _text_shape(found, family),
+        "denoiser": found.told,
         "defaults": usual | found.defaults,
         "lacks": found.lacks,
         "words_known": found.vocabularies,
@@ -91,18 +95,37 @@ def understood(path: Path, prediction: str = "") -> tuple[Checkpoint, dict[str, 
         ModelError: if it is a pickle or damaged, naming the way out.
         ValueError: if it is no model that can be used.
     """
-    if path.suffix.lower() == GGUF:
-        raise ModelError(
-            f"{path.name} is GGUF, which is not read; get the model's diffusers folder and keep its weights in float8, int8 or NF4 "
-            "(Memory in the form)"
-        )
+    if is_gguf(path):
+        return _understood_gguf(path, prediction)
     if path.suffix.lower() in PICKLES:
         raise ModelError(f"{path.name} is a pickle, which can run code; {pickle_cure(path)}")
     if problem := safetensors_problem(path):
         raise ModelError(f"{path.name} {problem}; copy the file again")
     header = safetensors_header(path)
-    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return understand(shapes, header.get("__metadata__", {}), prediction, global_step(path, header)), header
+    return understand(_shapes(header), header.get("__metadata__", {}), prediction, global_step(path, header)), header
+
+
+def _understood_gguf(path: Path, prediction: str) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return what a GGUF file is, and its header; see `understood`."""
+    try:
+        header = read_header(path)
+    except ValueError as error:
+        raise ModelError(f"{path.name} {error}; copy the file again") from None
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"{path.name} is GGUF, which needs the package gguf; `pip install gguf` and start Studio again"
+        )
+    metadata = header["__metadata__"]
+    try:
+        return understand(_shapes(header), metadata, prediction), header
+    except ValueError as error:
+        raise ModelError(
+            f"it is GGUF of the architecture {str(metadata.get('general.architecture'))[:40]!r}: {error}"
+        ) from None
+
+
+def _shapes(header: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 def global_step(path: Path, header: dict[str, Any]) -> int:

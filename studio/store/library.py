@@ -16,7 +16,7 @@ from studio.store.facts import facts_file
 from studio.store.hashes import Hashes
 from studio.store.index import Database
 from studio.store.jobs import new_job_id
-from studio.store.models import Model, can_give, folder_files, model_indexes, needs_donor, read_model
+from studio.store.models import Model, can_give, completed, folder_files, model_indexes, needs_donor, read_model
 from studio.store.parts import PartLibrary
 from studio.store.runs import trained_in
 from studio.store.texts import TextLibrary
@@ -95,13 +95,13 @@ class Library:
         """Complete what is known of a model by the one that gives what it lacks; if there is none, say what to get."""
         if model.problem or not needs_donor(model):
             return model
-        if donor := self._donor(model):  # whose text encoders read embeddings too
-            widths = {name: donor.shape[name] for name in ("text_widths",) if name in donor.shape}
-            return replace(model, shape=widths | model.shape)
+        if donor := self._donor(model):
+            return completed(model, donor)
         what = " and ".join(model.lacks) or f"a vocabulary of {max(model.words_known.values()):,} words"
         title = FAMILIES[model.family].title
         problem = (
-            f"the file lacks {what}; put any {title} model in diffusers' folder format into {self.folders[-1]}, "
+            f"the file lacks {what}; put {f'the {title} model that it was made of' if model.denoiser else f'any {title} model'} "
+            f"in diffusers' folder format into {self.folders[-1]}, "
             "from which they are taken"
         )
         if not model.single:

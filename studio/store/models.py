@@ -1,12 +1,13 @@
 """What a model on disk says about itself, and whether it is safe and whole. Reads headers only, no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from studio.errors import ModelError, StudioError
 from studio.families import FAMILIES, defaults_of, detect_family, prior_of
-from studio.parts import shape_of
+from studio.gguf_header import is_gguf
+from studio.parts import shape_of, vae_shape
 from studio.schedulers import SCHEDULERS, canonical, noise_kind
 from studio.settings import CLIP_WORDS
 from studio.spec import parse_request
@@ -17,6 +18,10 @@ from studio.store.headers import PICKLES, pickle_cure, read_json, safetensors_he
 WEIGHTS = (".safetensors", *PICKLES)
 DEPTH = 3
 PRIOR = "prior"
+PARTS_ONLY = (
+    "{part} has no weights (.safetensors), so its other parts only serve single files of its family; to draw with it, "
+    "copy the model folder again"
+)
 READS_ONLY = "it only reads prompts for {title} models, which need it beside them; choose one of them to draw with"
 
 
@@ -29,9 +34,11 @@ class Model:
         told_by: what tells it: the file's `keys`, its `metadata`, its `studio.yaml`, or what is usual in its `family`.
         override: the prediction that `studio.yaml` gives.
         lacks: components that a file takes from a diffusers folder of its family; of a folder, its prior.
+        denoiser: entries of its denoiser's configuration that the model must have from which it takes the rest; {} if it needs none.
         words_known: tokenizer -> words that a file's text encoder knows.
         parts_from: the id of the model to take them from, "" for the first that fits.
         classes: that a model of classes can be asked for, each by the first of its names.
+        parts_only: whether its denoiser has no weights, so that it can only give its other parts to single files.
         about: where it comes from, as `studio.yaml` says: source, revision, licence, trigger words.
         problem: why it cannot be used, in one sentence; "" if it can.
     """
@@ -52,11 +59,13 @@ class Model:
     told_by: str = ""
     override: str = ""
     lacks: tuple[str, ...] = ()
+    denoiser: dict[str, Any] = field(default_factory=dict)
     words_known: dict[str, int] = field(default_factory=dict)
     parts_from: str = ""
     licence: str = ""
     trigger_words: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    parts_only: bool = False
     about: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -64,6 +73,11 @@ class Model:
     def single(self) -> bool:
         """Whether it is one file."""
         return self.path.is_file()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether its weights stand for others, so that nothing can be taught to them or mixed with them."""
+        return is_gguf(self.path)
 
 
 def model_indexes(folder: Path) -> list[Path]:
@@ -87,15 +101,29 @@ def can_give(donor: Model, model: Model) -> bool:
     """Say whether a folder has what a file lacks, in the sizes of the file."""
     if not model.single:
         return (donor.family, donor.kind) == (model.family, PRIOR) and _embedding(donor) in (0, _embedding(model))
-    if donor.problem or donor.family != model.family:
+    if (donor.problem and not donor.parts_only) or donor.family != model.family:
         return False
     index = read_json(donor.path / "model_index.json")
     if any(not (index.get(name) or [None])[0] for name in model.lacks):
         return False
+    if model.denoiser:
+        config = read_json(donor.path / "transformer" / "config.json")
+        return all(config.get(name) == value for name, value in model.denoiser.items())
     same = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels")
     sizes = all(donor.shape.get(name) == model.shape.get(name) for name in same) or not model.lacks
     own = [words for words in model.words_known.values() if words != CLIP_WORDS]
     return sizes and all(_words(donor.path) == words for words in own)
+
+
+def completed(model: Model, donor: Model) -> Model:
+    """Return a file's model with what the folder tells that gives what it lacks."""
+    if model.denoiser:
+        return replace(
+            model, kind=donor.kind, noise=donor.noise, shape=donor.shape, defaults=donor.defaults | model.defaults
+        )
+    given = {name: donor.shape[name] for name in ("text_widths", *vae_shape({})) if name in donor.shape}
+    widths = {name: value for name, value in given.items() if name == "text_widths"}
+    return replace(model, shape=widths | model.shape | (given if "vae" in model.lacks else {}))
 
 
 def _embedding(model: Model) -> int:
@@ -149,13 +177,15 @@ def read_model(name: str, folder: Path) -> Model:
         index = read_json(folder / "model_index.json")
         if whose := prior_of(index):
             return _prior(name, folder, index, whose)
-        denoiser = read_json(folder / ("transformer" if "transformer" in index else "unet") / "config.json")
+        part = "transformer" if "transformer" in index else "unet"
+        denoiser = read_json(folder / part / "config.json")
         detected, kind = detect_family(index, denoiser)
         family = facts.get("family", detected)
         if family not in FAMILIES:
             raise ModelError(f"studio.yaml: family={family!r} must be one of: {', '.join(FAMILIES)}")
         check_parts(folder, index)
-        check_weights(folder, index)
+        parts_only = not any(path.suffix.lower() in WEIGHTS for path in (folder / part).iterdir())
+        check_weights(folder, {name: made for name, made in index.items() if not (parts_only and name == part)})
         schedule = read_json(folder / "scheduler" / "scheduler_config.json")
         noise = _noise(family, schedule)
         usual = canonical(schedule.get("_class_name", ""))
@@ -181,11 +211,13 @@ def read_model(name: str, folder: Path) -> Model:
             parts_from=str(facts.get("parts_from", "")),
             words=frozenset(facts.get("words", ())),
             bytes=sum(path.stat().st_size for path in folder_files(folder)),
-            dtype=_folder_dtype(folder, "transformer" if "transformer" in index else "unet"),
+            dtype=_folder_dtype(folder, part),
             licence=str(facts.get("licence", "")),
             trigger_words=tuple(facts.get("trigger_words", ())),
             classes=tuple(str(names).split(",")[0].strip() for names in (index.get("id2label") or {}).values()),
             about={key: facts[key] for key in sorted(TOLD & set(facts))},
+            parts_only=parts_only,
+            problem=PARTS_ONLY.format(part=part) if parts_only else "",
         )
     except StudioError as error:
         return Model(id=name, path=folder, title=name, problem=str(error))

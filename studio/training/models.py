@@ -46,6 +46,8 @@ def training_problem(method: str, model: Model, *, whole: bool = False) -> str:
         )
     if model.kind not in ("", DISTILLED):
         return f"model={model.id!r} is of the kind {model.kind}, which is not trained; choose another"
+    if model.quantised:
+        return f"model={model.id!r} is GGUF, whose weights learn nothing here; train on the model's diffusers folder"
     if whole and model.single:
         return f"model={model.id!r} is a single file; all weights learn only in a diffusers folder; train a LoRA"
     return ""

@@ -137,7 +137,7 @@ class Api:
             styles: names of styles to put around the prompts, see `styles`.
             settings: what few need: `controls`, `t2i_adapters`, `ip_adapters` (lists of units; their pictures as base64 or `blob:…`),
                 `pag_scale`, `true_cfg_scale`, `prior_guidance_scale`, `refiner`, `refiner_start`, `vae` (name of a VAE, `own` for the
-                model's), `vae_tiling`, `weights` (of the denoiser: `full`, `float8`, `int8`, `nf4`), `attention` (`math`, `flash` …).
+                model's), `vae_tiling`, `vae_slicing`, `weights` (`full`, `float8`, `int8`, `nf4`), `attention` (`math`, `flash` …).
             wait: return when the pictures are made, at the latest after ten minutes; if false, at once: ask `job` then.
 
         Returns:
