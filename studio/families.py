@@ -44,7 +44,7 @@ TRANSFORMER: dict[str, Any] = {
     "switched": {},
 }
 NOISY = frozenset(name for name, one in SCHEDULERS.items() if one.noise == "diffusion")
-# Networks that read no words; ours, because diffusers' pipelines of them take no size, no start and no callback.
+# Networks that read no words.
 WORDLESS: dict[str, Any] = {
     "units": frozenset(),
     "lora": False,
@@ -55,7 +55,7 @@ WORDLESS: dict[str, Any] = {
 }
 NO_VAE: dict[str, Any] = {"vae": None, "vae_tiling": False, "vae_slicing": False}
 ON_PIXELS: dict[str, Any] = WORDLESS | {
-    "module": "studio.engine.wordless",
+    "module": "studio.engine.wordless",  # diffusers' own take no size, no start and no callback
     "channels": {3: ""},
     "fixed": {"": {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0} | NO_VAE},
     "arguments": {"eta": "eta"},
