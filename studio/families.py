@@ -90,6 +90,7 @@ FAMILIES: dict[str, ModelFamily] = {
         cross_attention_dims=frozenset({1024}),
         channels={4: "", 9: "inpaint", 5: "depth"},
         kinds=SD_KINDS | {"depth": {IMAGE2IMAGE: "StableDiffusionDepth2ImgPipeline"}},
+        kinds_without={"depth": frozenset({"ip_adapters"})},  # diffusers' pipeline takes no image encoder
         variants=(Variant("SD Turbo", {"width": 512, "height": 512} | ONE_STEP, {"scheduler": TRAILING}),),
         pag_pipelines=SD_PAG,
         load_options=SD_LOADING,

@@ -43,6 +43,7 @@ class ModelFamily:
         channels: input channels of the denoiser -> kind; "" is the usual one.
         kinds: kind -> task -> diffusers class name, for kinds that can do less.
         units: request fields of control units that work.
+        kinds_without: kind -> request fields of control units that do not work with it though they do with the family.
         control_modes: of ControlNets that mean something here.
         ip_adapters: how many can work at once.
         noise: `flow` if only flow-matching schedulers work: others run and draw nonsense; "" if the model's own scheduler decides.
@@ -97,6 +98,7 @@ class ModelFamily:
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     pag_pipelines: dict[str, str] = field(default_factory=dict)
     units: frozenset[str] = frozenset(UNIT_FIELDS)
+    kinds_without: dict[str, frozenset[str]] = field(default_factory=dict)
     control_modes: frozenset[str] = frozenset(MODE_LABELS)
     ip_adapters: int = UNITS_MAX
     noise: str = ""
@@ -127,3 +129,7 @@ class ModelFamily:
     def refiner_task(self) -> str:
         """The task of the model that `refiner` names."""
         return SECOND_STAGE if self.cascade else IMAGE2IMAGE
+
+    def units_of(self, kind: str) -> frozenset[str]:
+        """Return the request fields of control units that work with a kind of its models."""
+        return self.units - self.kinds_without.get(kind, frozenset())

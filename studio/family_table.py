@@ -44,7 +44,7 @@ def _row(name: str, kind: str) -> dict[str, Any]:
         "title": family.title,
         "tasks": tuple(tasks),
         "pipelines": tasks,
-        "units": tuple(unit for unit in UNITS if unit in family.units),
+        "units": tuple(unit for unit in UNITS if unit in family.units_of(kind)),
         "lora": lora,
         "lora_targets": family.lora_targets if lora else (),
         "negative_prompt": negative,

@@ -139,22 +139,23 @@ def _check_cascade(facts: ModelFamily, request: GenerationRequest) -> None:
         )
 
 
-def unit_problem(family: str, name: str) -> str:
-    """Say why a request field of control units does not work with a family; "" if it does."""
+def unit_problem(family: str, kind: str, name: str) -> str:
+    """Say why a request field of control units does not work with a kind of a family; "" if it does."""
     facts = FAMILIES[family]
-    if name in facts.units:
+    units = facts.units_of(kind)
+    if name in units:
         return ""
-    others = f", which takes {' and '.join(sorted(facts.units))} only" if facts.units else " yet"
-    return f"{name} do not work with {facts.title}{others}"
+    others = f", which takes {' and '.join(sorted(units))} only" if units else " yet"
+    return f"{name} do not work with {facts.title}{f' ({kind})' if name in facts.units else ''}{others}"
 
 
-def _check_units(family: str, request: GenerationRequest) -> None:
+def _check_units(family: str, kind: str, request: GenerationRequest) -> None:
     """Refuse control units that a family has no place for."""
     facts = FAMILIES[family]
     for name in UNIT_FIELDS:
         if not getattr(request, name):
             continue
-        if problem := unit_problem(family, name):
+        if problem := unit_problem(family, kind, name):
             raise InvalidRequest(name, f"{problem}; switch the control units off")
         if request.pag_scale:
             raise InvalidRequest("pag_scale", f"pag_scale does not work together with {name}; set it to 0")
@@ -227,7 +228,7 @@ def check_request(family: str, kind: str, request: GenerationRequest) -> None:
     _check_cascade(facts, request)
     if problem := weights_problem(request.weights):
         raise InvalidRequest("weights", problem)
-    _check_units(family, request)
+    _check_units(family, kind, request)
     _check_prompts(facts, kind, set(passes), request)
     sizes = {"width": request.canvas} | ({"hires_scale": request.hires_size} if request.hires_scale > 1 else {})
     for name, size in sizes.items():

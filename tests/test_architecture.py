@@ -56,6 +56,7 @@ PURE = {
     "lab_latents",
     "lab_plane",
     "lab_wordless",
+    "transparency",
     "parts",
     "upscalers",
     "layouts",

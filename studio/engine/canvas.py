@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from studio.spec import ResizeMode
+from studio.transparency import over
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are the first outside
 
@@ -24,19 +25,12 @@ STREAKS = (4.0, 12.0, 36.0)  # sigmas that soften replicated edge rows, the more
 
 def flatten(image: Image.Image) -> np.ndarray:
     """Return a picture of any mode as (H, W, 3), transparent parts over white."""
-    return np.array(_over(image, "white").convert("RGB"))
+    return np.array(over(image, "white").convert("RGB"))
 
 
 def mask_of(image: Image.Image) -> np.ndarray:
     """Return the luminance of a picture of any mode as a mask (H, W), transparent parts over black."""
-    return np.array(_over(image, "black").convert("L"))
-
-
-def _over(image: Image.Image, colour: str) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
+    return np.array(over(image, "black").convert("L"))
 
 
 def fit(picture: np.ndarray, width: int, height: int, mode: ResizeMode) -> np.ndarray:

@@ -24,7 +24,9 @@ from studio.errors import DeviceError, ModelError
 from studio.parts import KINDS, encoder_kind
 from studio.records import PartRef
 
-KEPT = 4  # three units and a spare: comparing two adapters is cheap
+KEPT = (
+    12  # what one job can ask for, three units of each kind, a VAE and an upscaler, and a spare: comparing two is cheap
+)
 
 
 class IPWeights(NamedTuple):

@@ -24,6 +24,7 @@ from studio.engine.tasks import LoadImage, Start
 from studio.errors import InvalidRequest
 from studio.parts import UNIT_KINDS
 from studio.records import Job
+from studio.transparency import over
 from studio.units import ControlSpec, T2IAdapterSpec
 
 
@@ -79,7 +80,9 @@ class Units:
         for place, unit in enumerate(request.ip_adapters):
             if unit.scale:
                 fields = [f"ip_adapters.{place}.images.{i}" for i in range(len(unit.images))]
-                self._seen.append([load_image(*pair).convert("RGB") for pair in zip(unit.images, fields, strict=True)])
+                self._seen.append(
+                    [over(load_image(*pair), "white").convert("RGB") for pair in zip(unit.images, fields, strict=True)]
+                )
 
     def __bool__(self) -> bool:
         return bool(self._controls or self._t2i or self._ip)

@@ -8,6 +8,7 @@ from studio.errors import InvalidRequest
 from studio.fields import SIZE_STEP
 from studio.spec import SIZE_MAX, GenerationRequest
 from studio.store.blobs import BlobStore, is_reference
+from studio.transparency import over
 from studio.units import pictures_of, with_pictures
 from studio.upscalers import check_enlarging
 
@@ -54,7 +55,7 @@ def canvas_size(request: GenerationRequest, blobs: BlobStore) -> tuple[int, int]
                     "mask_image",
                     f"mask_image is {mask.width} x {mask.height} and the image is {width} x {height}; make them the same size",
                 )
-            grey = mask.convert("L")
+            grey = over(mask, "black").convert("L")
             painted = (ImageChops.invert(grey) if request.mask_invert else grey).point([0] * 128 + [255] * 128)
             if painted.getbbox() is None and not any(request.extensions):
                 raise InvalidRequest(

@@ -160,7 +160,7 @@ class ControlPanel:
             return [], ""
         fitting, others = [], []
         for field, kind in UNIT_KINDS.items():
-            barred = unit_problem(found.family, field)
+            barred = unit_problem(found.family, found.kind, field)
             for part in self._services.library.parts.parts(kind):
                 why = barred or part.problem or shape_problem(part, found.shape)
                 fitting += [] if why else [(f"{part.id} · {KINDS[kind].title}", f"{kind}:{part.id}")]
@@ -258,8 +258,10 @@ class ControlPanel:
 
     def shown(self, values: dict[str, Any]) -> tuple[list[Any], list[str]]:
         """Return a value for each of `inputs` that shows a request's units, and notes about what is gone."""
-        units = [(field, unit) for field in UNIT_KINDS for unit in values.get(field, ())][:UNITS_MAX]
+        units = [(field, unit) for field in UNIT_KINDS for unit in values.get(field, ())]
         updates, notes = [], []
+        if len(units) > UNITS_MAX:
+            notes.append(TEXT["control.units.lost"].format(number=len(units), most=UNITS_MAX))
         for place in range(UNITS_MAX):
             unit = USUAL | {f"option{number}": gr.skip() for number in range(OPTIONS)}
             if place < len(units):

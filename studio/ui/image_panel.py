@@ -12,6 +12,7 @@ from studio.errors import StudioError
 from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
 from studio.store.blobs import encode
 from studio.store.inputs import fitting_size
+from studio.transparency import over
 from studio.ui.batch_panel import FILES, BatchPanel, Panel
 from studio.ui.forms import build_control, fields_of
 from studio.ui.services import Services
@@ -123,7 +124,7 @@ class ImagePanel:
         painted = strokes(editor.get("layers") or [], image.size)
         if mask:
             fields["mask_image"] = self._blobs.add(Path(mask), "mask_image")
-            given = self._blobs.open(fields["mask_image"], "mask_image").convert("L")
+            given = over(self._blobs.open(fields["mask_image"], "mask_image"), "black").convert("L")
             if painted is None or given.size != painted.size:
                 return fields  # another size is told when the request is checked
             painted = ImageChops.lighter(painted, given)

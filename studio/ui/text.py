@@ -76,6 +76,7 @@ TEXT = {
     "wildcards.card": "Each picture gets a line of this file; click to put it into the prompt",
     "wildcards.empty": "There is none yet: put text files into models/wildcards; {red|blue} in the prompt chooses without a file.",
     "control.help": "Let the picture follow edges, depth or poses of another one. Up to three units work together.",
+    "control.units.lost": "It was made with {number} control units; the form has {most}, so that the others are left out",
     "control.unit": "Unit {number}",
     "control.on": "Enable",
     "control.on.help": "Switches on when a picture is given.",
