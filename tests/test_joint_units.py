@@ -447,6 +447,8 @@ def test_the_page_offers_what_works_with_a_model(joint: Library) -> None:
         "ip_adapter:shallow",
     }
     assert "sketch: t2i_adapters do not work with Stable Diffusion 3" in note
+    _, notes = panel.shown({"controls": [{"model": "loud"}] * 3, "ip_adapters": [{"model": "seen", "images": []}]})
+    assert notes == ["It was made with 4 control units; the form has 3, so that the others are left out"]
     assert "“My prompt is more important” does not work with Stable Diffusion 3." in note
     offered, note = panel.choices("flux")
     assert offered == []

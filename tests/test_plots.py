@@ -27,6 +27,7 @@ from studio.store.metadata import read_picture
 from studio.store.plots import PlotStore
 from studio.ui.batch_panel import BatchPanel
 from studio.ui.control_panel import ControlPanel
+from studio.ui.editor import background
 from studio.ui.plot_panel import PlotPanel, placeholder
 from tests.conftest import MODELS, wait_for
 
@@ -369,6 +370,11 @@ def test_the_pages_handlers(started: SimpleNamespace, tmp_path: Path) -> None:
     assert answer["note"].startswith("In the queue: 2. 'notes.png' is not a picture")
     entry = started.dispatcher.jobs.get(answer["job"])
     assert entry.job.request.task == "image2image"
+    twice = values | {"hires_scale": 2.0}
+    alone = json.loads(batch.submit(request, files=files[1:2], **twice))  # type: ignore[arg-type]
+    assert "hires_scale works only without an image" in alone["error"], "the form shows it as switched on"
+    held = twice | {"editor": background(Image.new("RGBA", (64, 64), "red"))}
+    assert "job" in json.loads(batch.submit(request, files=files[1:2], **held))  # type: ignore[arg-type]
     for wrong, sentence in ((None, "no pictures yet"), (files * 6, "at most 16"), (files[:1], "is not a picture")):
         assert sentence in json.loads(batch.submit(request, files=wrong, **values))["error"]  # type: ignore[arg-type]
     wait_for(lambda: not started.dispatcher.jobs.waiting() and not started.dispatcher.jobs.running())

@@ -10,6 +10,7 @@ import gradio as gr
 
 from studio.errors import InvalidRequest, StudioError
 from studio.spec import EXTENSIONS, GenerationRequest, parse_request
+from studio.ui.editor import start_of
 from studio.ui.forms import from_page
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -73,18 +74,18 @@ class BatchPanel:
     def submit(self, request: gr.Request, **values: Any) -> str:
         """Queue a job a picture; return JSON for the page: {"job", "note"} or {"error", "field"}."""
         files = [Path(path) for path in values.pop("files") or ()]
-        values.pop("editor")
+        held = start_of(values.pop("editor")) is not None
         values.pop("mask")  # painted for one picture, it means nothing for the others
         try:
-            return json.dumps(self._submit_all(files, values, self._services.owner(request.headers)))
+            return json.dumps(self._submit_all(files, values, held, self._services.owner(request.headers)))
         except StudioError as error:
             return json.dumps({"error": str(error), "field": error.field if isinstance(error, InvalidRequest) else ""})
         except Exception:  # a process boundary: the page shall hear of it, and go on
             logger.exception("batch")
             return json.dumps({"error": "This is a fault in Studio; the log has the details.", "field": ""})
 
-    def _submit_all(self, files: list[Path], values: dict[str, Any], owner: str) -> dict[str, str]:
-        """Queue what can be drawn.
+    def _submit_all(self, files: list[Path], values: dict[str, Any], held: bool, owner: str) -> dict[str, str]:
+        """Queue what can be drawn; `held` says whether the form has a picture, because that switches some controls off.
 
         Raises:
             StudioError: if that is nothing.
@@ -97,7 +98,7 @@ class BatchPanel:
         units = {name: values.pop(name) for panel in self._panels for name in panel.inputs}
         plain = from_page(GenerationRequest, values)
         parse_request(plain | dict.fromkeys(EXTENSIONS, 0))
-        plain = self._services.library.usable(plain)  # what is switched off while the form itself holds no picture
+        plain = self._services.library.usable(plain | ({"image": "given"} if held else {}))
         parse_request(plain | {"image": "given"})  # before a picture is stored
         for panel in self._panels:
             plain |= panel.taken(units)

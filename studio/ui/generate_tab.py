@@ -18,8 +18,9 @@ from studio.spec import EXTENSIONS, GenerationRequest, parse_request
 from studio.store.models import Model
 from studio.store.prompt_reports import unknown_to
 from studio.ui.control_panel import ControlPanel
+from studio.ui.editor import start_of
 from studio.ui.forms import build_control, fields_of, from_page, to_page
-from studio.ui.image_panel import ImagePanel, start_of
+from studio.ui.image_panel import ImagePanel
 from studio.ui.lora_panel import LoraPanel
 from studio.ui.services import Services
 from studio.ui.text import EXAMPLES, TEXT

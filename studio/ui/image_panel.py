@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
 from studio.errors import StudioError
 from studio.spec import EXTENSIONS, RESIZE_LABELS, GenerationRequest
@@ -14,6 +13,7 @@ from studio.store.blobs import encode
 from studio.store.inputs import fitting_size
 from studio.transparency import over
 from studio.ui.batch_panel import FILES, BatchPanel, Panel
+from studio.ui.editor import background, start_of, strokes
 from studio.ui.forms import build_control, fields_of
 from studio.ui.services import Services
 from studio.ui.text import TEXT
@@ -142,27 +142,3 @@ class ImagePanel:
                 notes.append(str(error))
         image = found.get("image")
         return [background(image) if image else None, found.get("mask_image")], notes
-
-
-def start_of(editor: dict[str, Any] | None) -> Image.Image | None:
-    """Return the picture that the editor holds, None if it holds nothing at all."""
-    image = editor.get("background") if editor else None
-    return None if image is None or empty(image) else image
-
-
-def background(image: Image.Image) -> dict[str, Any]:
-    return {"background": image, "layers": [], "composite": None}
-
-
-def empty(image: Image.Image) -> bool:
-    """Whether an editor's canvas holds nothing at all."""
-    return image.mode == "RGBA" and image.getchannel("A").getextrema()[1] == 0
-
-
-def strokes(layers: list[Image.Image], size: tuple[int, int]) -> Image.Image | None:
-    """Return what was painted on any layer as a mask, white where it was; None if nothing was."""
-    painted = np.zeros((size[1], size[0]), np.uint8)
-    for layer in layers:
-        alpha = layer.convert("RGBA").getchannel("A")
-        painted = np.maximum(painted, np.asarray(alpha if alpha.size == size else alpha.resize(size)))
-    return Image.fromarray(np.where(painted > 0, np.uint8(255), np.uint8(0))) if painted.any() else None

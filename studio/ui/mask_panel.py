@@ -11,7 +11,8 @@ from studio.findings import Change
 from studio.store.blobs import decode, encode, read_file
 from studio.store.datasets import mask_file
 from studio.tools import CutoutCall
-from studio.ui.image_panel import PAINT, empty, strokes
+from studio.ui.editor import empty, strokes
+from studio.ui.image_panel import PAINT
 from studio.ui.services import Services
 from studio.ui.text import TEXT
 
