@@ -226,11 +226,33 @@ def test_all_kinds_at_once_in_inpainting_keep_what_is_not_masked(draw: Draw, net
     assert not near(made, ours(draw, **given, masked_content="latent noise", strength=1.0))
 
 
-@pytest.mark.parametrize("mode", ["prompt", "control"])
-def test_modes_differ_and_control_needs_guidance_to_differ(draw: Draw, networks: dict[str, Any], mode: str) -> None:
-    balanced, other = (ours(draw, controls=[control("loud", mode=one)]) for one in ("balanced", mode))
-    assert not near(balanced, other)
-    assert not near(other, ours(draw))
+class Weakened(ControlNetModel):
+    """Weakens its blocks as A1111 does when the prompt is more important: by 0.825 for each step outwards from the middle."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        down, middle = super().forward(*given, **named)
+        return [level * 0.825 ** (len(down) - place) for place, level in enumerate(down)], middle
+
+
+def test_the_prompt_is_more_important_when_outer_blocks_are_weakened(
+    draw: Draw, base: Any, library: Library, networks: dict[str, Any]
+) -> None:
+    network = Weakened.from_pretrained(library.parts.roots[-1] / "controlnets" / "loud")
+    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=network, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    made = ours(draw, controls=[control("loud", mode="prompt")])
+    assert near(made, bare(pipe, 5, image=FIRST)) and not near(made, ours(draw, controls=[control("loud")]))
+
+
+def test_control_is_more_important_when_the_half_without_the_prompt_is_left_alone(
+    draw: Draw, networks: dict[str, Any]
+) -> None:
+    balanced, prompt, more = (
+        [ours(draw, controls=[control("loud", mode=mode)], guidance_scale=scale) for scale in (1.0, 2.0)]
+        for mode in ("balanced", "prompt", "control")
+    )
+    assert np.array_equal(more[0], prompt[0]), "without guidance there is no such half"
+    assert not near(more[1], prompt[1]) and not near(more[1], balanced[1])
 
 
 def test_guidance_may_begin_late_and_end_early_with_units(draw: Draw, networks: dict[str, Any]) -> None:
