@@ -153,6 +153,25 @@ def test_a_depth_model_changes_a_picture_and_does_nothing_else(draw_tiny: Draw, 
             tiny_library.resolve(GenerationRequest(model="depth", **given), 1)
 
 
+def test_a_depth_model_is_told_the_depth_of_the_picture(draw_tiny: Draw, tiny_library: Library) -> None:
+    told: list[torch.Tensor] = []
+
+    def listen(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        if isinstance(module, diffusers.UNet2DConditionModel):
+            told.append(given[0])
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(listen):
+        draw_tiny(model="depth", prompt=PROMPT, image=png(PICTURE), guidance_scale=3.0)
+    bare: Any = diffusers.StableDiffusionDepth2ImgPipeline.from_pretrained(tiny_library.get("depth").path)
+    with torch.inference_mode():
+        depth = bare.prepare_depth_map(
+            Image.fromarray(PICTURE.astype(np.uint8)), None, 1, True, torch.float32, torch.device("cpu")
+        )
+    assert told and depth.std() > 0.1
+    for given in told:
+        assert (given[:, 4:] - depth).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize("negative", ["", "a green star"])
 def test_a_short_prompt_is_encoded_as_the_pipeline_does(
