@@ -248,9 +248,9 @@ def test_units_preprocessors_and_the_vae_check(client: Client, app: App) -> None
         assert sentence in str(caught.value)
     with pytest.raises(AppError, match="low_threshold"):
         client.predict(image=as_text(shape), options={"low_threshold": -1}, api_name="/preprocess")
-    listed = {one["name"]: one["ready"] for one in client.predict(api_name="/preprocessors")}
-    assert listed["canny"]
-    assert not listed["depth_midas"]
+    listed = {one["name"]: (one["ready"], one["needs"]) for one in client.predict(api_name="/preprocessors")}
+    assert listed["canny"] == (True, "")
+    assert not listed["depth_midas"][0] and "copy it from" in listed["depth_midas"][1]
     checked = client.predict(image=as_text(shape), api_name="/vae_check")
     assert checked["psnr"] > 22
     assert (checked["width"], checked["height"], len(checked["means"])) == (128, 128, 4)

@@ -11,7 +11,7 @@ import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
 from studio.errors import InvalidRequest, StudioError
-from studio.preprocessors import PREPROCESSORS, option_values, weights_present
+from studio.preprocessors import PREPROCESSORS, missing_message, option_values
 from studio.records import Job
 from studio.schedulers import SCHEDULERS, Sigmas
 from studio.spec import GenerationRequest, parse_request
@@ -275,10 +275,18 @@ class Api:
         return {"url": f"/studio/tool/{answer.pictures['map']}"}
 
     def preprocessors(self) -> list[dict[str, Any]]:
-        """List the preprocessors; `ready` says whether the weights that one needs are there."""
+        """List the preprocessors; `ready` says whether the weights that one needs are there, `needs` how to get them."""
         folder = self._services.settings.annotators
+        told = {name: missing_message(name, folder) for name in PREPROCESSORS}
         return [
-            {"name": name, "title": p.title, "kind": p.kind, "ready": weights_present(name, folder), "note": p.note}
+            {
+                "name": name,
+                "title": p.title,
+                "kind": p.kind,
+                "ready": not told[name],
+                "needs": told[name],
+                "note": p.note,
+            }
             for name, p in PREPROCESSORS.items()
         ]
 
