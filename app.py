@@ -9,6 +9,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +168,30 @@ def choose_port(host: str, wanted: int | None) -> int:
     raise StudioError(f"all ports from {PORTS.start} to {PORTS.stop - 1} are in use; choose one with --port")
 
 
+def serve(host: str, wanted: int | None, start: Callable[[int], object]) -> int:
+    """Start a server on the wanted port, or on the first free one; return which.
+
+    Args:
+        host: address to listen on.
+        wanted: port, if a person named one.
+        start: starts it on a port.
+
+    Raises:
+        StudioError: as `choose_port` does.
+        OSError: if it does not start.
+    """
+    for last in (False, False, True):
+        port = choose_port(host, wanted)
+        try:
+            start(port)
+        except OSError:  # another program was quicker, or a busy machine slower than Gradio waits
+            if last:
+                raise
+        else:
+            return port
+    raise AssertionError
+
+
 def addresses(host: str, port: int) -> str:
     """Say under which addresses the page can be opened."""
     if host not in ("0.0.0.0", "::"):
@@ -268,12 +294,11 @@ class Studio:
         from studio.ui.guard import Guard
         from studio.ui.routes import Routes
 
-        port = choose_port(self.settings.host, self.settings.port)
         page = build_ui(self.services)
         page.queue(max_size=64, api_open=False)
-        page.launch(
+        start = partial(
+            page.launch,
             server_name=self.settings.host,
-            server_port=port,
             share=self.settings.share,
             auth=self.policy.credentials,
             app_kwargs={
@@ -301,6 +326,7 @@ class Studio:
             prevent_thread_lock=True,
             _frontend=False,  # Gradio 6 asks its own page once, for 3 s, and ends if a run keeps the machine too busy to answer
         )
+        port = serve(self.settings.host, self.settings.port, lambda free: start(server_port=free))
         threading.Thread(target=self._tidy, name="tidy", daemon=True).start()
         print(f"Studio is ready at {addresses(self.settings.host, port)}", flush=True)
         if page.share_url:

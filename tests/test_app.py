@@ -3,6 +3,7 @@
 import base64
 import io
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
+from studio.errors import StudioError
 from studio.settings import ROOT
 from studio.spec import GenerationRequest
 from studio.store.metadata import read_picture
@@ -484,3 +486,35 @@ def test_the_prompt_report_and_styles_of_the_api(client: Client, app: App) -> No
     answer = httpx.post(f"{app.url}/studio/prompt-report", json={"prompt": "a " * 76, "width": 3}, timeout=30)
     assert (answer.json()["prompt"]["tokens"], answer.json()["prompt"]["limit"]) == (76, 150)
     assert httpx.post(f"{app.url}/studio/prompt-report", json={"prompt": 3}, timeout=30).status_code == 400
+
+
+def test_a_port_that_another_program_takes_at_the_last_moment_is_left_to_it() -> None:
+    import gradio as gr
+
+    from app import serve
+
+    others: list[socket.socket] = []
+    with gr.Blocks() as page:
+        gr.Markdown("here")
+
+    def start(port: int) -> None:
+        if not others:
+            others.append(socket.create_server(("127.0.0.1", port)))
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            ssr_mode=False,
+            _frontend=False,
+        )
+
+    try:
+        port = serve("127.0.0.1", None, start)
+        assert port != others[0].getsockname()[1]
+        assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
+        with pytest.raises(StudioError, match="is in use; choose another one with --port"):
+            serve("127.0.0.1", port, start)
+    finally:
+        page.close()
+        others[0].close()
