@@ -15,14 +15,14 @@ SAVED = "() => document.querySelector('.sd-mark')?.textContent === 'saved'"
 
 def open_tab(page: Any) -> None:
     turn_to(page, "Datasets")
-    page.wait_for_selector("#sd", timeout=30_000)
+    page.wait_for_selector("#sd", timeout=120_000)
 
 
 def create(page: Any, name: str) -> None:
     open_tab(page)
     page.fill("#sd-new input, #sd-new textarea", name)
     page.click("#sd-create")
-    page.wait_for_function("() => !document.querySelector('#sd-body').hidden", timeout=30_000)
+    page.wait_for_function("() => !document.querySelector('#sd-body').hidden", timeout=120_000)
     page.wait_for_function("() => document.querySelector('#sd-count').textContent.startsWith('No pictures yet')")
 
 
@@ -37,7 +37,7 @@ def pictures(folder: Path, number: int) -> list[str]:
 def cards(page: Any, number: int) -> None:
     page.wait_for_function(
         f"() => document.querySelectorAll('.sd-card').length === {number} && document.querySelector('#sd-progress').hidden",
-        timeout=30_000,
+        timeout=120_000,
     )
 
 
@@ -47,7 +47,7 @@ def fits(page: Any) -> None:
 
 def reload(page: Any) -> None:
     page.reload(wait_until="domcontentloaded")
-    page.wait_for_selector("#st-viewer", timeout=60_000)
+    page.wait_for_selector("#st-viewer", timeout=120_000)
     open_tab(page)
 
 
@@ -64,7 +64,7 @@ def test_what_is_brought_and_written_is_still_there(page: Any, app: App, tmp_pat
     assert "bad <img src=x onerror=alert(1)>.png is not a picture" in told and "2 pictures added" in told
     evil = "<img src=x onerror=alert(1)> a ball"
     page.fill(".sd-card:first-child textarea", evil)
-    page.wait_for_function(SAVED, timeout=10_000)
+    page.wait_for_function(SAVED, timeout=120_000)
     assert (app.data / "datasets" / name / "photo 0.txt").read_text() == evil
     page.fill(".sd-card:last-child textarea", "a ball, blue")
     reload(page)  # at once: what was typed a moment ago is not lost
@@ -100,12 +100,12 @@ def test_a_second_tab_sees_it_and_the_last_one_wins(page: Any, app: App, tmp_pat
     cards(page, 1)
     other = page.context.new_page()
     other.goto(app.url, wait_until="domcontentloaded")
-    other.wait_for_selector("#st-viewer", timeout=60_000)
+    other.wait_for_selector("#st-viewer", timeout=120_000)
     open_tab(other)
     cards(other, 1)
     for tab, text in ((page, "first"), (other, "second")):
         tab.fill(".sd-card textarea", text)
-        tab.wait_for_function(SAVED, timeout=10_000)
+        tab.wait_for_function(SAVED, timeout=120_000)
     assert (app.data / "datasets" / name / "photo 0.txt").read_text() == "second"
     reload(page)
     cards(page, 1)
@@ -144,11 +144,11 @@ def test_drop_change_all_captions_and_import(page: Any, app: App, tmp_path: Path
 
     pictures(tmp_path / f"kohya {width}" / "3_sks ball", 1)
     page.click("#sd-import > button")
-    page.wait_for_selector("#sd-path textarea, #sd-path input", timeout=10_000)
+    page.wait_for_selector("#sd-path textarea, #sd-path input", timeout=120_000)
     page.fill("#sd-path textarea, #sd-path input", str(tmp_path / f"kohya {width}"))
     page.click("#sd-import-run")
     page.wait_for_function(
-        "() => document.querySelector('#sd-said').innerText.includes('1 pictures and 0 captions')", timeout=30_000
+        "() => document.querySelector('#sd-said').innerText.includes('1 pictures and 0 captions')", timeout=120_000
     )
     cards(page, 1)
     page.wait_for_function("() => document.querySelector('.sd-line')?.textContent.includes('shown 3 times')")

@@ -371,7 +371,7 @@ def test_what_cannot_steer_is_refused_in_one_sentence(joint: Library) -> None:
     assert joint.parts_of(
         joint.resolve(parse_request({"model": "small", "ip_adapters": [look | {"model": "shallow"}]}), 1)[0]
     )
-    assert unit_problem("sd3", "controls") == unit_problem("sdxl", "t2i_adapters") == ""
+    assert unit_problem("sd3", "", "controls") == unit_problem("sdxl", "", "t2i_adapters") == ""
 
 
 def test_a_size_that_a_controlnet_has_no_places_for_is_told(run: Draw) -> None:

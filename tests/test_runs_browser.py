@@ -35,7 +35,7 @@ def opened(chrome: Any, app: App, width: int, height: int) -> Any:  # noqa: F811
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("dialog", lambda dialog: dialog.accept())
     page.goto(app.url, wait_until="domcontentloaded")
-    page.wait_for_selector("#st-viewer", timeout=60_000)
+    page.wait_for_selector("#st-viewer", timeout=120_000)
     return page
 
 
@@ -70,7 +70,7 @@ def watched(page: Any) -> None:
     for words in ("Sample now", "Save now", "Pause"):
         assert page.locator("#sr-buttons button", has_text=words).is_disabled()
     page.reload(wait_until="domcontentloaded")
-    page.wait_for_selector("#st-viewer", timeout=60_000)
+    page.wait_for_selector("#st-viewer", timeout=120_000)
     page.get_by_role("tab", name="Runs").click()
     state(page, "paused")
     press(page, "Resume")
