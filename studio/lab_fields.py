@@ -47,6 +47,10 @@ def numbers(name: str, low: float, high: float, most: int) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(whole)]
+Seed = Annotated[
+    Whole,
+    control("Seed", "lab", "The same seed begins with the same noise.", kind="number", ge=0, le=SEED_MAX - 64),
+]
 
 
 class LabRequest(Frozen):
@@ -59,7 +63,4 @@ class Drawn(LabRequest):
     prompt: Annotated[
         str, control("Prompt", "lab", "What the model is asked to draw; one that stays for all steps.", lines=2)
     ] = "a red circle on a blue background"
-    seed: Annotated[
-        Whole,
-        control("Seed", "lab", "The same seed begins with the same noise.", kind="number", ge=0, le=SEED_MAX - 64),
-    ] = 1
+    seed: Seed = 1

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from studio.fields import control
-from studio.lab_fields import LabRequest, Whole, named
-from studio.spec import SEED_MAX
+from studio.lab_fields import LabRequest, Seed, Whole, named
 
 REACH = 2.5  # half the side of the square in which points lie
 DRAWN_MAX = 2000
@@ -61,10 +60,7 @@ class PlaneRequest(LabRequest):
     particles: Annotated[
         Whole, control("Particles", "lab", "That go from noise to points.", ge=50, le=1000, step=50)
     ] = 400
-    seed: Annotated[
-        Whole,
-        control("Seed", "lab", "The same seed begins with the same noise.", kind="number", ge=0, le=SEED_MAX - 64),
-    ] = 1
+    seed: Seed = 1
 
     @model_validator(mode="after")
     def _has_points_and_losses(self) -> "PlaneRequest":

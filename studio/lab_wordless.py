@@ -5,8 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator
 
 from studio.fields import control
-from studio.lab_fields import LabRequest, Values, Whole, named
-from studio.spec import SEED_MAX
+from studio.lab_fields import LabRequest, Seed, Values, Whole, named
 
 OWN = "the model's own"
 WordlessSampler = Literal[
@@ -56,10 +55,7 @@ class WordlessRequest(LabRequest):
     frames: Annotated[
         Whole, control("Pictures of the film", "lab", "How many of the steps are shown.", ge=2, le=30, step=1)
     ] = 8
-    seed: Annotated[
-        Whole,
-        control("Seed", "lab", "The same seed begins with the same noise.", kind="number", ge=0, le=SEED_MAX - 64),
-    ] = 1
+    seed: Seed = 1
 
     @property
     def scheduler(self) -> str | None:

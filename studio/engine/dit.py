@@ -1,6 +1,5 @@
 """DiT, which draws classes, as the engine calls pipelines: diffusers' own takes no size, no start and no callback."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.pipelines.dit import pipeline_dit
 from diffusers.utils.torch_utils import randn_tensor
 
-from studio.engine.wordless import AfterStep
+from studio.engine.wordless import AfterStep, step_options
 from studio.errors import InvalidRequest
 
 NO_CLASS = 1000  # what diffusers' pipeline asks for in place of a class, whatever the number of classes is
@@ -88,8 +87,7 @@ class DiTPipeline(pipeline_dit.DiTPipeline):
         if negative_class_labels is not None:
             given = torch.cat([negative_class_labels.to(place), given])
         self._guidance_scale, self.num_timesteps = guidance_scale, len(self.scheduler.timesteps)
-        wanted = inspect.signature(self.scheduler.step).parameters
-        told = {name: one for name, one in {"generator": list(generator), "eta": eta}.items() if name in wanted}
+        told = step_options(self.scheduler, generator, eta)
         for step, timestep in enumerate(self.scheduler.timesteps):
             said = self._said(self.scheduler.scale_model_input(x, timestep), timestep, given)
             x = self.scheduler.step(said, timestep, x, return_dict=False, **told)[0]

@@ -17,6 +17,12 @@ from diffusers.utils.torch_utils import randn_tensor
 AfterStep = Callable[[Any, int, Any, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
+def step_options(scheduler: Any, generator: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
+    """Return what a scheduler's steps are told besides; some draw no noise."""
+    wanted = inspect.signature(scheduler.step).parameters
+    return {name: told for name, told in {"generator": list(generator), "eta": eta}.items() if name in wanted}
+
+
 class Pixels:
     """Stands where other pipelines have an autoencoder, and changes nothing.
 
@@ -89,9 +95,7 @@ class DDPMPipeline(DiffusionPipeline):
         after_step: AfterStep,
     ) -> None:
         """Go through the timesteps."""
-        wanted = inspect.signature(self.scheduler.step).parameters
-        told = {"generator": list(generator), "eta": eta}
-        told = {name: value for name, value in told.items() if name in wanted}
+        told = step_options(self.scheduler, generator, eta)
         self.num_timesteps = len(timesteps)
         for step, timestep in enumerate(timesteps):
             seen = self.scheduler.scale_model_input(pictures, timestep)
